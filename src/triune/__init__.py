@@ -1,0 +1,64 @@
+"""Merge helpful, honest and harmless specialists into one balanced language model.
+
+The menu; nothing is imported before it is used, so ``import triune`` is fast and leaves torch alone.
+
+Example:
+    >>> import triune
+    >>> recipe = triune.recipe_from_flags(base="demo:base", experts=["helpful=demo:helpful", "honest=demo:honest"])
+    >>> recipe.method
+    'r_tsvm'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from triune.engine.merge import MergeResult, merge
+    from triune.engine.plan import Plan
+    from triune.engine.plan import make_plan as plan
+    from triune.engine.verify import Verification, verify
+    from triune.methods import find as find_method
+    from triune.methods.tensors import merge_tensors
+    from triune.recipes import Recipe, load_recipe, parse_recipe, recipe_from_flags
+
+__version__ = "0.1.0"
+
+_MENU = {
+    "MergeResult": "triune.engine.merge:MergeResult",
+    "Plan": "triune.engine.plan:Plan",
+    "Recipe": "triune.recipes:Recipe",
+    "Verification": "triune.engine.verify:Verification",
+    "find_method": "triune.methods:find",
+    "load_recipe": "triune.recipes:load_recipe",
+    "merge": "triune.engine.merge:merge",
+    "merge_tensors": "triune.methods.tensors:merge_tensors",
+    "parse_recipe": "triune.recipes:parse_recipe",
+    "plan": "triune.engine.plan:make_plan",
+    "recipe_from_flags": "triune.recipes:recipe_from_flags",
+    "verify": "triune.engine.verify:verify",
+}
+
+__all__ = [
+    "MergeResult",
+    "Plan",
+    "Recipe",
+    "Verification",
+    "__version__",
+    "find_method",
+    "load_recipe",
+    "merge",
+    "merge_tensors",
+    "parse_recipe",
+    "plan",
+    "recipe_from_flags",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MENU:
+        raise AttributeError(f"module 'triune' has no attribute {name!r}")
+    module, attribute = _MENU[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
