@@ -1,0 +1,131 @@
+"""Steps that several methods share, named as the papers name them. Stacks hold the experts first: ``[experts, ...]``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from triune._lazy import torch
+from triune.errors import ParameterError
+from triune.methods._spec import View
+
+
+def per_model(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """One number for each expert, shaped to multiply a stack."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.dim() - 1))
+
+
+# --- sign election ------------------------------------------------------------------------------------------------
+
+
+def elect_and_fuse(weighted: torch.Tensor, weight: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """mergekit's consensus: elect a sign for each entry by weighted mass, then add up the deltas that agree with it.
+
+    A sum of exactly 0 elects +. With ``normalize`` the sum is divided by the weights that took part.
+    """
+    elected = torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
+    return _agreeing(weighted, weight, elected, normalize)
+
+
+def elect_and_average(weighted: torch.Tensor, weight: torch.Tensor, majority: float) -> torch.Tensor:
+    """TIES's own consensus (Algorithm 1): as above, but where the sum is 0 the whole model's majority decides."""
+    elected = weighted.sum(0).sign()
+    elected = torch.where(elected == 0, majority, elected)
+    return _agreeing(weighted, weight, elected, normalize=True)
+
+
+def _agreeing(weighted: torch.Tensor, weight: torch.Tensor, elected: torch.Tensor, normalize: bool) -> torch.Tensor:
+    agrees = weighted.sign() == elected
+    total = (weighted * agrees).sum(0)
+    if not normalize:
+        return total
+    share = (weight * agrees).sum(0)
+    return total / share.where(share != 0, 1.0)
+
+
+def fuse(weighted: torch.Tensor, weight: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """Add up the weighted deltas; with ``normalize`` divide by the sum of the weights, unless that is zero."""
+    total = weighted.sum(0)
+    share = weight.sum()
+    return total / share if normalize and abs(share) >= 1e-8 else total
+
+
+# --- random masks -------------------------------------------------------------------------------------------------
+
+
+def uniform(view: View, expert: int, entries: int, device: torch.device) -> torch.Tensor:
+    """Random numbers in [0, 1) for a run of entries, ``[entries]`` float32 in steps of 2^-24.
+
+    Each depends on nothing but (seed, expert, tensor, flat index), by the SplitMix64 generator (Steele et al. 2014) used as
+    a hash of the index: the same on every device, in every order, for every cut into blocks.
+
+    Example:
+        >>> whole = uniform(View("w", seed=1), 0, 6, torch.device("cpu"))
+        >>> tail = uniform(View("w", seed=1, start=4), 0, 2, torch.device("cpu"))
+        >>> torch.equal(whole[4:], tail)
+        True
+    """
+    name = f"{view.seed}\0{view.expert(expert)}\0{view.tensor}".encode()
+    key = int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
+    x = torch.arange(view.start + 1, view.start + 1 + entries, dtype=torch.int64, device=device)
+    x.mul_(_GOLDEN).add_(key)
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        x.bitwise_xor_((x >> shift) & ((1 << (64 - shift)) - 1)).mul_(factor)
+    # The last step of SplitMix64 changes only the low bits, and the upper 24 are all that we keep.
+    return ((x >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GOLDEN, _MIX_1, _MIX_2 = (_signed(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def keep_at_random(deltas: torch.Tensor, keep: Sequence[float | torch.Tensor], view: View) -> torch.Tensor:
+    """Mask ``[experts, ...]``: each entry of expert t survives with probability ``keep[t]``, a number or one an entry."""
+    shape = deltas.shape[1:]
+    draws = (uniform(view, t, deltas[t].numel(), deltas.device).reshape(shape) for t in range(len(deltas)))
+    return torch.stack([draw < p for draw, p in zip(draws, keep, strict=True)])
+
+
+# --- ranks by magnitude -------------------------------------------------------------------------------------------
+
+
+def row_ranks(delta: torch.Tensor, descending: bool) -> torch.Tensor:
+    """Rank of each entry's magnitude within its row (last dimension), from 0; equal ones rank by position."""
+    rows = delta.abs().reshape(-1, delta.shape[-1] if delta.dim() else 1)
+    order = rows.argsort(dim=1, descending=descending, stable=True)
+    ranks = torch.empty_like(order)
+    counting = torch.arange(rows.shape[1], device=rows.device).expand_as(order)
+    return ranks.scatter_(1, order, counting).reshape(delta.shape)
+
+
+def magprune_probabilities(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """DELLA's keep probability of each entry: from density - epsilon for the smallest of its row to density + epsilon."""
+    last = (delta.shape[-1] if delta.dim() else 1) - 1
+    if density >= 1 or last == 0:
+        return torch.full_like(delta, density)
+    return (density - epsilon) + row_ranks(delta, descending=False).to(delta.dtype) * (2 * epsilon / last)
+
+
+# --- rules that several methods share -----------------------------------------------------------------------------
+
+
+def check_density(bound: Mapping[str, Any]) -> None:
+    """A density of 0 empties an expert: mergekit's recipes may ask for it, the papers' methods have no such case."""
+    if bound.get("semantics") == "paper" and 0.0 in bound["density"]:
+        raise ParameterError("density must lie in (0, 1] with semantics: paper, got 0.0. Leave the expert out instead.")
+
+
+def check_window(bound: Mapping[str, Any]) -> None:
+    """DELLA's probabilities must be probabilities."""
+    check_density(bound)
+    for density, epsilon in zip(bound["density"], bound["epsilon"], strict=True):
+        if 0 < density < 1 and not (0 < density - epsilon and density + epsilon < 1):
+            room = min(density, 1 - density)
+            raise ParameterError(
+                f"density - epsilon and density + epsilon must lie in (0, 1), got density {density} and epsilon {epsilon}. "
+                f"Choose an epsilon below {room:g}."
+            )
