@@ -1,0 +1,127 @@
+"""From what a user types to folders on this machine.
+
+A reference is a local folder, ``org/name`` or ``org/name@revision`` on the hub, ``demo:NAME``, or one of these followed by
+``+adapter``. It means the same in every recipe and every flag.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from triune.checkpoint.demo import DEMO_NAMES, demo_folder
+from triune.checkpoint.index import Checkpoint, TensorInfo, checkpoint, open_checkpoint, read_json
+from triune.errors import CheckpointError, did_you_mean
+
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+(@[\w./-]+)?")
+SMALL_FILES = ["*.json", "*.jinja", "*.md", "*.txt", "*.py", "*.model", "adapter_model.safetensors"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A reference, resolved as far as its small files: configuration, tokenizer, adapter; the weights may be remote."""
+
+    text: str
+    """As the user typed it."""
+    folder: Path | None
+    """The model; None for an adapter that was named without one."""
+    adapter: Path | None = None
+    hub: tuple[str, str] | None = None
+    """(repository, commit) of a model on the hub whose weights may not be here yet."""
+
+    def checkpoint(self) -> Checkpoint:
+        """The headers of the full model, read from the hub without its weights where they are not here yet."""
+        assert self.folder is not None
+        if self.hub and not list(self.folder.glob("*.safetensors")):
+            return _remote_checkpoint(self.text, self.folder, *self.hub)
+        return open_checkpoint(self.folder, self.text)
+
+    def fetch(self) -> None:
+        """Make sure that the weights are on this machine."""
+        if self.hub:
+            _snapshot(self.text, *self.hub, patterns=None)
+
+
+def resolve_reference(text: str, folder: Path | None = None) -> ModelRef:
+    """Find what a reference names.
+
+    Args:
+        text: the reference.
+        folder: where relative paths start, besides the working directory: the recipe's own folder.
+
+    Raises:
+        CheckpointError: nothing of that name can be found; the message lists what was tried.
+    """
+    if not text.strip():
+        raise CheckpointError("A model reference is empty. Write a folder, org/name@revision, or base+adapter.")
+    if (found := _local(text, folder)) is None and "+" in text:
+        model, _, adapter = text.rpartition("+")
+        base, lora = resolve_reference(model, folder), resolve_reference(adapter, folder)
+        if base.adapter or lora.adapter is None:
+            what = "carries an adapter already" if base.adapter else f"{adapter} is not an adapter"
+            raise CheckpointError(f"{text}: expected base+adapter, but {model if base.adapter else ''} {what}.")
+        return ModelRef(text, base.folder, lora.adapter, base.hub)
+    if found is not None:
+        return _classify(text, found, None)
+    if text.startswith("demo:"):
+        name = text.removeprefix("demo:")
+        if name not in DEMO_NAMES:
+            names = ", ".join(f"demo:{n}" for n in DEMO_NAMES)
+            raise CheckpointError(f"There is no {text}; there are {names}.{did_you_mean(name, DEMO_NAMES)}")
+        return _classify(text, demo_folder(name), None)
+    if HUB_ID.fullmatch(text):
+        repository, _, revision = text.partition("@")
+        path, commit = _snapshot(text, repository, revision or None, patterns=SMALL_FILES)
+        return _classify(text, path, (repository, commit))
+    raise CheckpointError(f"{text}: there is no such folder, and it is not of the form org/name or demo:NAME.")
+
+
+def _local(text: str, folder: Path | None) -> Path | None:
+    for start in (folder, Path()):
+        if start is not None and (start / Path(text).expanduser()).is_dir():
+            return (start / Path(text).expanduser()).resolve()
+    return None
+
+
+def _classify(text: str, path: Path, hub: tuple[str, str] | None) -> ModelRef:
+    if (path / "adapter_config.json").exists():
+        return ModelRef(text, None, path)
+    if (path / "config.json").exists() and "quantization_config" in read_json(path / "config.json"):
+        raise CheckpointError(
+            f"{text} is quantised, and quantised weights cannot be merged. Use the original checkpoint."
+        )
+    return ModelRef(text, path, None, hub)
+
+
+def _snapshot(text: str, repository: str, revision: str | None, patterns: list[str] | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    allowed = patterns or [*SMALL_FILES, "*.safetensors"]
+    try:
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=allowed))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{text}: no such folder here, and the hub did not give {repository}: {reason} "
+            "Check the name, the network, and HF_TOKEN if the model is gated."
+        ) from None
+    return path, path.name
+
+
+def _remote_checkpoint(text: str, folder: Path, repository: str, commit: str) -> Checkpoint:
+    """Headers by range requests: a plan needs no download."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+
+    try:
+        metadata = get_safetensors_metadata(repository, revision=commit)
+    except (HfHubHTTPError, NotASafetensorsRepoError, OSError) as error:
+        raise CheckpointError(f"{text}: the hub has no readable safetensors for it: {error}") from None
+    tensors: dict[str, TensorInfo] = {}
+    for file, header in metadata.files_metadata.items():
+        for name, t in header.tensors.items():
+            tensors[name] = TensorInfo(name, t.dtype, tuple(t.shape), str(folder / file), t.data_offsets[0])
+    config = folder / "config.json"
+    return checkpoint(text, folder, tensors, read_json(config) if config.exists() else {})
