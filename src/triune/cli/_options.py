@@ -1,0 +1,59 @@
+"""Options that several commands share, and what turns them into a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Base = Annotated[str | None, typer.Option("--base", "-b", help="Base model: folder, org/name@revision, or demo:base.")]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option("--expert", "-e", help="[LABEL=]MODEL to merge; repeat for each. A folder, a hub name, base+adapter."),
+]
+MethodName = Annotated[
+    str | None, typer.Option("--method", "-m", help="Merge method (`triune methods`); r_tsvm if not given.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="KEY=VALUE: a parameter of the method, or seed, dtype, output ...; repeat."),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--max-memory", help="Limit of working memory, such as 2GB; half of what is free if not given."),
+]
+ShardSize = Annotated[str, typer.Option("--shard-size", help="Largest size of an output file.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", "-j", min=1, help="Lanes that work at once; all cores if not given.")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+def recipe_of(
+    recipe: str | None, base: str | None, experts: list[str] | None, method: str | None, settings: list[str] | None
+) -> Any:
+    """A recipe from a file, or from flags where there is none."""
+    from triune.errors import RecipeError
+    from triune.recipes import load_recipe, recipe_from_flags
+
+    if recipe is not None:
+        given = [f for f, v in (("--base", base), ("--expert", experts), ("--method", method)) if v]
+        if given:
+            raise RecipeError(
+                f"{recipe} names the models and the method already: drop {' and '.join(given)}, or the file."
+            )
+        return load_recipe(Path(recipe), settings or [])
+    if not experts:
+        raise RecipeError(
+            "Nothing to merge: give a recipe file, or --base MODEL and one --expert LABEL=MODEL for each expert."
+        )
+    return recipe_from_flags(base=base, experts=experts, method=method or "r_tsvm", settings=settings or [])
+
+
+def memory_of(text: str | None) -> int | None:
+    from triune.engine.budget import parse_bytes
+
+    return parse_bytes(text) if text else None

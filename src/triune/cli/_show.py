@@ -1,0 +1,161 @@
+"""How plans, progress and checks look in a terminal. Everything for people goes to stderr, results to stdout."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from triune.engine.budget import human
+from triune.engine.progress import Advanced, Event, Finished, Started
+
+console = Console(stderr=True, highlight=False)
+
+
+class Bar:
+    """Draws the engine's events: share done, GB/s, time left."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            total = event.total_bytes or None  # none: a phase of unknown length
+            self.task = self.progress.add_task(event.phase, total=total, completed=event.done_bytes, rate="")
+        elif isinstance(event, Advanced) and self.task is not None:
+            speed = self.progress.tasks[-1].speed  # the only one: those of earlier phases are removed
+            self.progress.update(self.task, advance=event.nbytes, rate=f"{speed / 1e9:.2f} GB/s" if speed else "")
+        elif isinstance(event, Finished) and self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+
+
+def plan_table(plan: Any, threads: int, limit: int) -> Table:
+    """A plan for people."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("method", f"{plan.method.name}: {plan.method.summary}")
+    if plan.base:
+        table.add_row("base", plan.base.ref.text)
+    for model in plan.experts:
+        kind = f"adapter of rank {model.adapter.rank}" if model.adapter else human(model.checkpoint.nbytes)
+        label = "" if model.name == model.ref.text else f"{model.name} = "
+        table.add_row("expert", f"{label}{model.ref.text} ({kind})")
+    if plan.jobs:
+        table.add_row("parameters", _parameters(plan))
+    names = {
+        "copy": "unchanged",
+        "blocks": "in blocks",
+        "dense": "by decomposition",
+        "factors": "by the adapters' factors",
+    }
+    table.add_row("tensors", ", ".join(f"{n} {names[r]}" for r, n in sorted(plan.routes.items())))
+    size = "an adapter" if plan.lora else f"{human(plan.write_bytes)} in {len(plan.shards)} file(s)"
+    table.add_row("output", f"{size}, {plan.dtype}")
+    table.add_row("reads", human(plan.read_bytes))
+    table.add_row("memory", f"{human(plan.peak_bytes(threads))} at the peak on {threads} threads; limit {human(limit)}")
+    for line in (*plan.beside.report, *plan.beside.warnings):
+        table.add_row("note", line)
+    return table
+
+
+def _parameters(plan: Any) -> str:
+    """The parameters of the first merged tensor; a star marks those that change from tensor to tensor."""
+    merged = [j for j in plan.jobs if j.route != "copy"] or plan.jobs
+    first = merged[0].bound
+    shown = []
+    for key, value in first.items():
+        text = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
+        star = "*" if any(j.bound.get(key) != value for j in merged) else ""
+        shown.append(f"{key.rstrip('_')}{star} {text}")
+    return ", ".join(shown)
+
+
+def plan_json(plan: Any, threads: int, limit: int) -> dict[str, Any]:
+    """A plan for programs."""
+    return {
+        "method": plan.method.name,
+        "base": plan.base.ref.text if plan.base else None,
+        "experts": [{"name": m.name, "reference": m.ref.text, "adapter": m.adapter is not None} for m in plan.experts],
+        "output": plan.recipe.output,
+        "dtype": plan.dtype,
+        "routes": dict(plan.routes),
+        "read_bytes": plan.read_bytes,
+        "write_bytes": plan.write_bytes,
+        "peak_bytes": plan.peak_bytes(threads),
+        "memory_limit": limit,
+        "threads": threads,
+        "shards": [s.name for s in plan.shards],
+        "fingerprint": plan.fingerprint,
+        "notes": [*plan.beside.report, *plan.beside.warnings],
+        "tensors": [
+            {
+                "name": j.output.name,
+                "dtype": j.output.dtype,
+                "shape": list(j.output.shape),
+                "route": j.route,
+                "memory": j.nbytes,
+                "parameters": {k.rstrip("_"): v for k, v in j.bound.items()},
+            }
+            for j in plan.jobs
+        ],
+    }
+
+
+def show_result(result: Any, seconds: float) -> None:
+    """What a merge did, in a few lines."""
+    if result.already_done:
+        console.print(f"{result.out} is this very merge already; nothing to do.")
+        return
+    plan = result.plan
+    for line in (*plan.beside.report, *plan.beside.warnings):
+        console.print(f"  note     {line}", soft_wrap=True)
+    for check in result.checks:
+        mark = {True: "[green]ok[/]     ", False: "[red]FAILED[/] ", None: "not run"}[check.passed]
+        console.print(f"  {mark}  {check.sentence}", soft_wrap=True)
+    again = f", {result.resumed} of them by an earlier run" if result.resumed else ""
+    ranks = result.ranks.values() if result.ranks else ()
+    rank = f" of rank {min(ranks)} to {max(ranks)}" if ranks else ""
+    size = "an adapter" + rank if plan.lora else human(plan.write_bytes)
+    console.print(
+        f"{result.out}: {plan.description}; {len(plan.jobs)} tensors{again}, {size}, {seconds:.1f} s.", soft_wrap=True
+    )
+
+
+def result_json(result: Any) -> dict[str, Any]:
+    """What a merge did, for programs."""
+    return {
+        "out": str(result.out),
+        "method": result.plan.method.name,
+        "fingerprint": result.plan.fingerprint,
+        "tensors": len(result.plan.jobs),
+        "resumed": result.resumed,
+        "already_done": result.already_done,
+        "passed": result.passed,
+        "checks": [
+            {"check": c.name, "passed": c.passed, "value": c.value, "sentence": c.sentence} for c in result.checks
+        ],
+    }

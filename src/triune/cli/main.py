@@ -1,0 +1,110 @@
+"""The table of commands, and what an error looks like to a person.
+
+Exit codes: 0 done, 1 a check failed, 2 the user's mistake, 3 interrupted and resumable, 70 our bug.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+COMMANDS = {
+    "demo": ("triune.cli.demo:demo", "Merge three real specialists of a small model and compare the answers."),
+    "merge": ("triune.cli.merge:merge", "Merge models into a new folder."),
+    "plan": ("triune.cli.plan:plan", "Check a merge and tell what it will cost, without reading a weight."),
+    "verify": ("triune.cli.verify:verify", "Check that a merged folder is what its lock file says."),
+    "methods": ("triune.cli.methods:methods", "List the merge methods, or show one's reference page."),
+}
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function behind a command; its file is imported only when the command is used."""
+    module, attribute = COMMANDS[name][0].split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def build() -> Any:
+    """The typer application. Commands load lazily, so that ``triune --help`` needs neither torch nor pydantic."""
+    import typer
+    from typer.core import TyperGroup
+
+    from triune.errors import Interrupted
+
+    class Lazy(TyperGroup):
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:  # typer would leave without a word
+                raise Interrupted("Stopped. Run the same command again to continue.") from None
+
+        def list_commands(self, ctx: Any) -> list[str]:
+            return list(COMMANDS)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name not in COMMANDS:
+                return None
+            one = typer.Typer(add_completion=False, rich_markup_mode=None)
+            asked_for_list = ctx.invoked_subcommand is None and "--help" in sys.argv[1:2]
+            function = _stand_in if asked_for_list else load(cmd_name)
+            one.command(cmd_name, help=None if function is not _stand_in else COMMANDS[cmd_name][1])(function)
+            command = typer.main.get_command(one)
+            command.short_help = COMMANDS[cmd_name][1]
+            return command
+
+    app = typer.Typer(
+        cls=Lazy,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Merge helpful, honest and harmless specialists into one balanced language model.",
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and leave."),
+    ) -> None:
+        if version:
+            from triune import __version__
+
+            typer.echo(f"triune {__version__}")
+            raise typer.Exit
+
+    return app
+
+
+def _stand_in() -> None:
+    """Shown in the list of commands only."""
+
+
+def run() -> None:
+    """Entry point of the ``triune`` program."""
+    from triune.errors import CheckFailed, Interrupted, UserError
+
+    try:
+        build()()
+    except CheckFailed as error:
+        _say(str(error))
+        sys.exit(1)
+    except UserError as error:
+        _say(str(error))
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as error:
+        _say(str(error) or "Stopped.")
+        sys.exit(3)
+    except BrokenPipeError:
+        sys.exit(0)  # the reader of our output has seen enough
+    except Exception:
+        import traceback
+
+        from triune import __version__
+
+        traceback.print_exc()
+        _say(f"This is a bug in triune {__version__}, not a mistake of yours. Please report the lines above.")
+        sys.exit(70)
+
+
+def _say(message: str) -> None:
+    print(f"triune: {message}", file=sys.stderr)

@@ -1,0 +1,87 @@
+"""``triune merge``"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triune.cli._options import (
+    AsJson,
+    Base,
+    Device,
+    Experts,
+    Memory,
+    MethodName,
+    Quiet,
+    Settings,
+    ShardSize,
+    Threads,
+    memory_of,
+    recipe_of,
+)
+
+Paths = Annotated[
+    list[str], typer.Argument(metavar="[RECIPE.yaml] OUT", help="A recipe, if any, and the output folder.")
+]
+
+
+def merge(
+    paths: Paths,
+    base: Base = None,
+    expert: Experts = None,
+    method: MethodName = None,
+    setting: Settings = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    max_memory: Memory = None,
+    shard_size: ShardSize = "5GB",
+    gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Check the merged model afterwards.")] = True,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge models into a new folder.
+
+    With a recipe in mergekit's format:  `triune merge recipe.yaml out/`
+
+    Without one, by R-TSVM:  `triune merge --base B --expert helpful=H --expert honest=O --expert harmless=S out/`
+
+    An interrupted merge continues when the same command is given again.
+    """
+    import json
+
+    from triune.cli._show import Bar, result_json, show_result
+    from triune.engine.budget import parse_bytes
+    from triune.errors import CheckFailed, RecipeError
+
+    if len(paths) > 2:
+        raise RecipeError(f"Expected [RECIPE.yaml] OUT, got {' '.join(paths)}.")
+    if len(paths) == 1 and not expert:
+        raise RecipeError(
+            f"Only {paths[0]} is given. Write `triune merge RECIPE.yaml OUT`, or name --base, --expert and OUT."
+        )
+    out = Path(paths[-1])
+    recipe = recipe_of(paths[0] if len(paths) == 2 else None, base, expert, method, setting)
+    from triune.engine.merge import merge as run
+
+    start = time.monotonic()
+    with Bar(quiet) as bar:
+        result = run(
+            recipe,
+            out,
+            threads=threads,
+            device=device,
+            max_memory=memory_of(max_memory),
+            shard_bytes=parse_bytes(shard_size),
+            gate=gate,
+            listener=bar,
+        )
+    if as_json:
+        print(json.dumps(result_json(result)))
+    elif not quiet:
+        show_result(result, time.monotonic() - start)
+    if not result.passed:
+        failed = " ".join(c.sentence for c in result.checks if c.passed is False)
+        raise CheckFailed(f"The merge is written to {out}, but it failed its checks. {failed}")

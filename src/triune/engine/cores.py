@@ -1,0 +1,31 @@
+"""What this machine offers."""
+
+from __future__ import annotations
+
+import os
+
+from triune.errors import UserError
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is the first GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: there is no such device on this machine. Use cpu or auto.") from None
+    return name

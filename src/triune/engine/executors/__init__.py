@@ -1,0 +1,26 @@
+"""Who runs the jobs. Each executor calls the same function on the same jobs, so all of them give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from triune.engine.job import Job, Lane
+
+R = TypeVar("R")
+
+
+class Executor(Protocol):
+    """Runs independent jobs."""
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        work: Callable[[Job, Lane], R],
+        done: Callable[[Job, R], None] = lambda job, result: None,
+    ) -> None:
+        """Call ``work`` on every job, in any order and any number at once, within the memory limit.
+
+        ``done`` is called with each result, one at a time, in the thread that called ``run``. The first error stops the
+        rest and is raised; so is :class:`triune.errors.Interrupted` after Ctrl-C, when all running jobs are finished.
+        """

@@ -1,0 +1,84 @@
+"""Threads on this machine: one lane each, reading, computing and writing on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import TypeVar
+
+from triune._lazy import torch
+from triune.checkpoint.reader import Files
+from triune.engine.budget import Budget
+from triune.engine.job import Job, Lane
+from triune.errors import Interrupted
+
+R = TypeVar("R")
+
+
+class LocalExecutor:
+    """Lanes that take jobs in order; while one waits for the disk, the others compute.
+
+    Within a lane torch uses a single thread, so the number of lanes never changes a sum's order, nor a byte of the result.
+    """
+
+    def __init__(self, threads: int, limit: int, device: str = "cpu") -> None:
+        self.threads, self.device = threads, device
+        self.budget = Budget(limit)
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        work: Callable[[Job, Lane], R],
+        done: Callable[[Job, R], None] = lambda job, result: None,
+    ) -> None:
+        """See :class:`triune.engine.executors.Executor`."""
+        queue, turn, stop = iter(jobs), Lock(), Event()
+        results: SimpleQueue[tuple[Job, R] | BaseException | None] = SimpleQueue()
+
+        def lane_main(files: Files) -> None:
+            torch.set_num_threads(1)
+            lane = Lane(files, self.device)
+            try:
+                while not stop.is_set():
+                    # Only the holder of the turn waits for memory, so a large job is never overtaken for ever.
+                    with turn:
+                        job = next(queue, None)
+                        if job is None:
+                            return
+                        reservation = self.budget.reserve(job.nbytes)
+                        reservation.__enter__()
+                    try:
+                        results.put((job, work(job, lane)))
+                    finally:
+                        reservation.__exit__(None, None, None)
+            except BaseException as error:
+                results.put(error)
+            finally:
+                results.put(None)
+
+        threads_before = torch.get_num_threads()
+        failure: BaseException | None = None
+        with Files() as files:
+            lanes = [Thread(target=lane_main, args=(files,), daemon=True) for _ in range(self.threads)]
+            for lane in lanes:
+                lane.start()
+            running = len(lanes)
+            while running:
+                try:
+                    result = results.get()
+                    if result is None:
+                        running -= 1
+                    elif isinstance(result, BaseException):
+                        failure = failure or result
+                        stop.set()
+                    else:
+                        done(*result)
+                except KeyboardInterrupt:
+                    failure = failure or Interrupted("Stopped. Run the same command again to continue.")
+                    stop.set()
+            for lane in lanes:
+                lane.join()
+        torch.set_num_threads(threads_before)
+        if failure is not None:
+            raise failure

@@ -1,0 +1,95 @@
+"""What of a merge is finished, so that an interrupted one continues.
+
+A working folder ``OUT/.triune`` holds the plan's fingerprint, one line for each finished tensor, and the shards in the
+making. It is removed when the output is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from triune.engine.job import Done
+from triune.errors import UserError
+from triune.output.atomic import write_text
+
+LOCK = "triune.lock.json"
+
+
+class Journal:
+    """The working folder of one merge.
+
+    Opening it makes the folder, or finds what an earlier run of the same plan has finished; another plan is refused.
+    """
+
+    def __init__(self, out: Path, fingerprint: str, description: str) -> None:
+        self.out = out
+        self.folder = out / ".triune"
+        self.finished: dict[str, Done] = {}
+        plan = self.folder / "plan.json"
+        if plan.exists():
+            theirs = json.loads(plan.read_text(encoding="utf-8"))
+            if theirs["fingerprint"] != fingerprint:
+                raise UserError(
+                    f"{out} holds an unfinished merge of something else ({theirs['description']}). Continue that one with "
+                    f"its own command, remove {self.folder}, or choose another output folder."
+                )
+            self._load()
+        else:
+            refuse_occupied(out)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{out} cannot be made: {error.strerror}. Name another folder.") from None
+            write_text(plan, json.dumps({"fingerprint": fingerprint, "description": description}) + "\n")
+        self._lines = os.open(self.folder / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _load(self) -> None:
+        journal = self.folder / "journal.jsonl"
+        if not journal.exists():
+            return
+        whole = journal.read_bytes()
+        # A line that was being written when the process died has no end: forget it.
+        end = whole.rfind(b"\n") + 1
+        if end != len(whole):
+            os.truncate(journal, end)
+        for line in whole[:end].splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # after a power cut a line may hold anything: that tensor is made again
+                continue
+            entry["inputs"] = {int(k): v for k, v in entry["inputs"].items()}
+            entry["deltas"] = tuple(entry["deltas"])
+            self.finished[entry["tensor"]] = Done(**entry)
+
+    def add(self, done: Done) -> None:
+        """Record a tensor that is in place."""
+        os.write(self._lines, json.dumps(asdict(done)).encode() + b"\n")
+        self.finished[done.tensor] = done
+
+    def forget(self, tensor: str) -> None:
+        """Take a tensor back that turned out not to be in place."""
+        self.finished.pop(tensor, None)
+
+    def discard(self) -> None:
+        """Leave nothing behind: the input was wrong."""
+        os.close(self._lines)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.out.exists() and not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    def close(self) -> None:
+        """The output is whole."""
+        os.close(self._lines)
+        shutil.rmtree(self.folder)
+
+
+def refuse_occupied(out: Path) -> None:
+    """Nothing is ever overwritten."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"The output {out} is a file. Name a folder that does not exist yet.")
+    if out.exists() and any(p.name != ".triune" for p in out.iterdir()):
+        raise UserError(f"The output folder {out} is not empty, and nothing is overwritten. Name another or empty it.")

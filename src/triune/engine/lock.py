@@ -1,0 +1,65 @@
+"""``triune.lock.json``: what exactly went into a merge and what came out, so that anyone can check it later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from triune import __version__
+from triune.engine.job import Done
+from triune.engine.plan import Model, Plan
+from triune.output.gate import Check
+
+
+def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[Check]) -> str:
+    """The text of the lock file. Holds no time and no absolute path: equal merges have equal locks."""
+    models = [*([(-1, plan.base)] if plan.base else []), *enumerate(plan.experts)]
+    shards = {s.name for s in plan.shards}
+    beside = sorted(p.name for p in out.iterdir() if p.is_file() and p.name not in shards)
+    start = plan.recipe.folder or Path()
+    content: dict[str, Any] = {
+        "triune": __version__,
+        "fingerprint": plan.fingerprint,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "method": plan.method.name,
+        "semantics": plan.recipe.semantics,
+        "seed": plan.recipe.seed,
+        "output": plan.recipe.output,
+        "dtype": plan.dtype,
+        "shard_bytes": plan.shard_bytes,
+        "recipe_folder": os.path.relpath(start.resolve(), out.resolve()),
+        "models": [_model(index, model, results) for index, model in models],
+        "files": {name: file_digest(out / name) for name in beside},
+        "tensors": {d.tensor: d.digest for d in results},
+        "ranks": {d.tensor: d.rank for d in results if d.rank is not None},
+        "gate": [{"check": c.name, "passed": c.passed, "value": c.value, "sentence": c.sentence} for c in checks],
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _model(index: int, model: Model, results: Sequence[Done]) -> dict[str, Any]:
+    read = hashlib.sha256()
+    for done in results:
+        if index in done.inputs:
+            read.update(f"{done.tensor} {done.inputs[index]}\n".encode())
+    entry: dict[str, Any] = {"reference": model.ref.text, "name": model.name}
+    if model.ref.hub:
+        entry["repository"], entry["commit"] = model.ref.hub
+    if any(index in d.inputs for d in results):
+        entry["tensors_sha256"] = read.hexdigest()
+    if model.adapter:
+        entry["adapter_sha256"] = file_digest(model.adapter.folder / "adapter_model.safetensors")
+    return entry
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

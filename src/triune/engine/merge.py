@@ -1,0 +1,235 @@
+"""A merge from plan to finished folder: continue or start, stream, put the other files beside the weights, check, lock."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from triune import __version__
+from triune.checkpoint.index import read_json
+from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
+from triune.engine.budget import default_limit
+from triune.engine.cores import available_cores, pick_device
+from triune.engine.executors import Executor
+from triune.engine.executors.local import LocalExecutor
+from triune.engine.job import Done, Job, Sink, run_job, run_scan
+from triune.engine.journal import LOCK, Journal
+from triune.engine.lock import lock_file
+from triune.engine.plan import Plan, check_disk, make_plan
+from triune.engine.progress import Advanced, Finished, Listener, Started, silent
+from triune.engine.sinks import PartSink, ShardSink
+from triune.errors import UserError
+from triune.methods._spec import Scan
+from triune.output.adapter import assemble
+from triune.output.atomic import write_text
+from triune.output.beside import write_beside
+from triune.output.card import write_card, write_recipe
+from triune.output.gate import Check, TensorNorms, check_model, check_norms
+from triune.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge did."""
+
+    out: Path
+    plan: Plan
+    checks: tuple[Check, ...]
+    """The gate's findings; empty if it was switched off."""
+    resumed: int = 0
+    """Tensors that an earlier run had finished."""
+    ranks: Mapping[str, int] | None = None
+    """Rank of each merged delta, where the merge ran in factors."""
+    already_done: bool = False
+    """The folder held this very merge; nothing was done."""
+
+    @property
+    def passed(self) -> bool:
+        return all(c.passed is not False for c in self.checks)
+
+
+def merge(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    max_memory: int | None = None,
+    shard_bytes: int = DEFAULT_SHARD,
+    gate: bool = True,
+    listener: Listener = silent,
+    executor: Executor | None = None,
+) -> MergeResult:
+    """Merge models into a folder.
+
+    An interrupted merge continues when it is called again with the same recipe and folder, and ends in the same bytes.
+
+    Args:
+        recipe: from :func:`triune.load_recipe`, :func:`triune.parse_recipe` or :func:`triune.recipe_from_flags`.
+        out: a folder that does not exist yet, is empty, or holds an unfinished merge of this recipe.
+        threads: lanes that read, compute and write; all cores by default. Never changes a byte of the result.
+        device: cpu, cuda, cuda:N or auto.
+        max_memory: bytes of working memory; half of what is free by default.
+        shard_bytes: largest size of an output file.
+        gate: check the merged model afterwards; see :attr:`MergeResult.checks`.
+        listener: is told about progress.
+        executor: who runs the jobs, instead of threads on this machine.
+
+    Raises:
+        UserError: the recipe or a model is wrong. Nothing is left in ``out``.
+        Interrupted: after Ctrl-C. What is finished is kept.
+    """
+    out = Path(out)
+    limit = max_memory or default_limit()
+    plan = make_plan(recipe, memory_limit=limit, shard_bytes=shard_bytes)
+    if any(not Path(file).exists() for file in plan.files()):
+        for model in (*plan.experts, *([plan.base] if plan.base else [])):
+            model.ref.fetch()
+        plan = make_plan(recipe, memory_limit=limit, shard_bytes=shard_bytes)
+    if (out / LOCK).exists() and (lock := read_json(out / LOCK)).get("fingerprint") == plan.fingerprint:
+        shutil.rmtree(out / ".triune", ignore_errors=True)  # killed after the lock, before the last step
+        checks = [Check(c["check"], c["passed"], c["value"], c["sentence"]) for c in lock["gate"]]
+        return MergeResult(out, plan, tuple(checks), already_done=True)
+    check_disk(plan, out)
+    device = pick_device(device)
+    journal = Journal(out, plan.fingerprint, plan.description)
+    executor = executor or LocalExecutor(threads or available_cores(), limit, device)
+    try:
+        try:
+            with ShardWriter(journal.folder, plan.shards, out) as writer:
+                sink = PartSink(journal.folder) if plan.lora else ShardSink(writer)
+                resumed = _forget_damaged(plan, journal, writer)
+                _stream(plan, journal, executor, sink, listener)
+                writer.finish()
+            if plan.lora:
+                _assemble(plan, journal, out)
+        except UserError:
+            journal.discard()  # an input is wrong: there is nothing to continue
+            raise
+        return _finish(plan, journal, out, limit, device, gate, resumed, listener)
+    except OSError as error:
+        raise UserError(
+            f"Reading or writing failed: {error}. What is finished is kept: remove the cause, such as a full disk, and "
+            "run the same command again."
+        ) from None
+
+
+def _stream(plan: Plan, journal: Journal, executor: Executor, sink: Sink, listener: Listener) -> None:
+    todo = [j for j in plan.jobs if j.output.name not in journal.finished]
+    total = sum(j.traffic for j in plan.jobs)
+    stats = scan_model(plan, executor, listener) if todo else None
+    listener(Started("merge", total, total - sum(j.traffic for j in todo)))
+
+    def done(job: Job, result: Done) -> None:
+        journal.add(result)
+        listener(Advanced(job.traffic, job.output.name))
+
+    executor.run(todo, partial(run_job, sink=sink, stats=stats, lora=plan.lora), done)
+    assert set(journal.finished) == {j.output.name for j in plan.jobs}, "every planned tensor is written"
+    listener(Finished("merge"))
+
+
+def scan_model(plan: Plan, executor: Executor, listener: Listener) -> Any:
+    """The passes of a statistic of the whole model, if the method has one."""
+    jobs = [j for j in plan.jobs if j.route == "blocks"]
+    if not jobs or plan.method.scan is None:
+        return None
+    scan: Scan | None = plan.method.scan(len(jobs[0].experts), jobs[0].output.entries, **jobs[0].bound)
+    if scan is None or not scan.whole_model:
+        return None
+    for turn in range(scan.passes):
+        listener(Started(f"scan {turn + 1} of {scan.passes}", sum(j.traffic for j in jobs)))
+
+        def done(job: Job, part: Scan, scan: Scan = scan) -> None:
+            scan.add(part)
+            listener(Advanced(job.traffic, job.output.name))
+
+        executor.run(jobs, partial(_scan_part, scan=scan, turn=turn), done)
+        scan.close(turn)
+        listener(Finished("scan"))
+    return scan.result()
+
+
+def _scan_part(job: Job, lane: Any, *, scan: Scan, turn: int) -> Scan:
+    return run_scan(job, lane, scan.part(), turn)
+
+
+def _forget_damaged(plan: Plan, journal: Journal, writer: ShardWriter) -> int:
+    """Trust nothing that the journal says is in place: after a power cut its bytes may not be."""
+    for job in plan.jobs:
+        entry = journal.finished.get(job.output.name)
+        if entry is None:
+            continue
+        if plan.lora:
+            part = _part(journal, job)
+            intact = part.exists() and hashlib.sha256(part.read_bytes()).hexdigest() == entry.digest
+        else:
+            intact = writer.digest(job.output) == entry.digest
+        if not intact:
+            journal.forget(job.output.name)
+    return len(journal.finished)
+
+
+def _part(journal: Journal, job: Job) -> Path:
+    return journal.folder / f"part-{job.index:05d}.safetensors"
+
+
+def _assemble(plan: Plan, journal: Journal, out: Path) -> None:
+    adapters = [m.adapter for m in plan.experts if m.adapter]
+    assemble(
+        [_part(journal, j) for j in plan.jobs],
+        out,
+        base_name=next((a.base_name for a in adapters if a.base_name), plan.template.ref.text),
+        dtype=plan.dtype,
+        template=read_json(adapters[0].folder / "adapter_config.json"),
+        targets={name: target for a in adapters for name, target in a.targets.items()},
+    )
+
+
+def _finish(
+    plan: Plan, journal: Journal, out: Path, limit: int, device: str, gate: bool, resumed: int, listener: Listener
+) -> MergeResult:
+    """Everything after the weights. Each file is whole or absent, and a rerun writes the same ones again."""
+    results = [journal.finished[j.output.name] for j in plan.jobs]
+    template = plan.template
+    for left in out.rglob(".*.part"):  # of a run that was killed while it wrote a file
+        left.unlink()
+    if not plan.lora:
+        if text := shard_index(plan.shards):
+            write_text(out / "model.safetensors.index.json", text)
+        write_beside(plan.beside, out)
+    write_recipe(out, plan.recipe.text)
+    checks: Sequence[Check] = ()
+    if gate:
+        listener(Started("gate", 0))
+        norms = [TensorNorms(d.tensor, d.merged, d.base, d.deltas, d.merged_delta) for d in results]
+        checks = check_norms(norms)
+        if all(c.passed is not False for c in checks):
+            checks = [*checks, *check_model(out, template.checkpoint.folder, memory_limit=limit, device=device)]
+        listener(Finished("gate"))
+    semantics = next((str(j.bound["semantics"]) for j in plan.jobs if "semantics" in j.bound), "paper")
+    write_card(
+        out,
+        method_title=plan.method.title,
+        method_summary=plan.method.summary,
+        method_name=plan.method.name,
+        paper=plan.method.paper,
+        base=template.parent,
+        experts=[m.parent for m in plan.experts],
+        recipe_text=plan.recipe.text,
+        merged_by=f"triune {__version__}",
+        semantics=semantics,
+        seed=plan.recipe.seed,
+        gate_lines=[c.sentence for c in checks] or ["The gate was switched off."],
+        output=plan.recipe.output,
+    )
+    # The lock comes last: a folder that has one is finished.
+    write_text(out / LOCK, lock_file(plan, out, results, checks))
+    journal.close()
+    ranks = {d.tensor: d.rank for d in results if d.rank is not None} or None
+    return MergeResult(out, plan, tuple(checks), resumed, ranks)

@@ -1,0 +1,418 @@
+"""From a recipe and the headers of its models to a list of jobs. Whatever is wrong is refused here, before any weight is
+read, and everything is accounted for: bytes, memory, disk, route of each tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from triune import __version__
+from triune.checkpoint.index import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, Checkpoint, TensorInfo
+from triune.checkpoint.lora import Adapter, check_base, open_adapter
+from triune.checkpoint.ref import ModelRef, resolve_reference
+from triune.checkpoint.source import Source
+from triune.checkpoint.writer import DEFAULT_SHARD, Shard, lay_out
+from triune.engine.budget import human
+from triune.engine.job import Job, Route, memory_of
+from triune.errors import CheckpointError, ParameterError, RecipeError, UserError
+from triune.methods import Method, find
+from triune.methods._spec import View
+from triune.output.beside import Beside, plan_beside
+from triune.output.vocabulary import Parent
+from triune.recipes import Recipe, count_layers, resolve
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One input: where it is and what its headers say."""
+
+    ref: ModelRef
+    name: str
+    checkpoint: Checkpoint
+    """Of the full model; for an adapter, of its base."""
+    adapter: Adapter | None
+    on_base: bool
+    """Nothing but (perhaps) an adapter distinguishes it from the recipe's base."""
+
+    @property
+    def parent(self) -> Parent:
+        return Parent(self.ref.text, self.name, self.checkpoint.folder, self.ref.adapter)
+
+    def source(self, name: str) -> Source | None:
+        """This model's version of one of the base's tensors; None if it has no such tensor."""
+        own = None if self.on_base else self.checkpoint.get(name)
+        if own is None and not self.on_base:
+            return None
+        factors = self.adapter.deltas.get(name) if self.adapter else None
+        if self.adapter and name in self.adapter.replaced:
+            own = self.adapter.replaced[name]
+        return Source(own, factors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a merge will do."""
+
+    recipe: Recipe
+    method: Method
+    base: Model | None
+    experts: tuple[Model, ...]
+    shards: tuple[Shard, ...]
+    jobs: tuple[Job, ...]
+    beside: Beside
+    dtype: str
+    """Of the floating-point output: bfloat16, float16, float32, or mixed as in the base."""
+    shard_bytes: int = DEFAULT_SHARD
+
+    @property
+    def lora(self) -> bool:
+        return self.recipe.output == "lora"
+
+    @property
+    def template(self) -> Model:
+        """The model whose tensors, configuration and tokenizer the output takes after."""
+        return self.base or self.experts[0]
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(j.traffic - j.output.nbytes for j in self.jobs)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(j.output.nbytes for j in self.jobs)
+
+    def peak_bytes(self, threads: int) -> int:
+        """Predicted peak of working memory, beyond what the program and its libraries take."""
+        return sum(sorted((j.nbytes for j in self.jobs), reverse=True)[:threads])
+
+    @property
+    def routes(self) -> Mapping[Route, int]:
+        return Counter(j.route for j in self.jobs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with anything that could change a byte of the output: recipe, inputs, layout, version."""
+        digest = hashlib.sha256(f"triune {__version__}\n{self.recipe.output} {self.shard_bytes}\n".encode())
+        for job in self.jobs:
+            bound = sorted(job.bound.items())
+            digest.update(repr((job.output, job.route, job.method, bound, job.view, job.base, job.experts)).encode())
+        for file in sorted(self.files()):
+            stat = Path(file).stat() if Path(file).exists() else None
+            digest.update(f"{file} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+        beside = self.beside
+        digest.update(json.dumps([beside.config, dict(beside.texts)], sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def files(self) -> set[str]:
+        """Every weight file that will be read."""
+        sources = [s for j in self.jobs for s in (j.base, *j.experts) if s]
+        dense = {s.dense.file for s in sources if s.dense}
+        return dense | {t.file for s in sources if s.factors for t in (s.factors.a, s.factors.b)}
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        names = ", ".join(m.name for m in self.experts)
+        return f"{self.method.name} of {names}" + (f" on {self.base.ref.text}" if self.base else "")
+
+
+def make_plan(recipe: Recipe, *, memory_limit: int | None = None, shard_bytes: int = DEFAULT_SHARD) -> Plan:
+    """Check everything and lay the work out.
+
+    Args:
+        recipe: what the user asked for.
+        memory_limit: bytes; a tensor that needs more is refused by name.
+        shard_bytes: largest size of an output file.
+
+    Raises:
+        UserError: anything in the recipe or the models that would stop the merge later.
+    """
+    method = find(recipe.method)
+    base = _open_base(recipe)
+    experts = tuple(_open_expert(recipe, i, base) for i in range(len(recipe.experts)))
+    template = base or experts[0]
+    dtype = recipe.out_dtype or recipe.dtype
+    names = _tensor_names(template, experts)
+    parents = [m.parent for m in experts]
+    beside = plan_beside(
+        template.parent,
+        parents if base else parents[1:],
+        tokenizer_source=recipe.tokenizer_source,
+        chat_template=recipe.chat_template,
+        dtype=dtype or _common_dtype(template),
+    )
+    jobs = [j for j in _jobs(recipe, method, base, experts, names, beside, dtype) if j is not None]
+    if recipe.output == "lora":
+        jobs = _only_factors(method, jobs, experts)
+        shards: tuple[Shard, ...] = ()
+    else:
+        shards = tuple(lay_out([(j.output.name, j.output.dtype, j.output.shape) for j in jobs], shard_bytes))
+        placed = {t.name: t for s in shards for t in s.tensors}
+        jobs = [replace(j, output=placed[j.output.name]) for j in jobs]
+        assert len(placed) == len(jobs), "every tensor has one job and one place"
+    jobs = [replace(j, nbytes=memory_of(j)) for j in jobs]
+    _check_whole_model_scan(method, jobs)
+    if memory_limit is not None:
+        _check_memory(jobs, memory_limit)
+    return Plan(
+        recipe, method, base, experts, shards, tuple(jobs), beside, dtype or _common_dtype(template), shard_bytes
+    )
+
+
+# --- opening the models -------------------------------------------------------------------------------------------
+
+
+def _open_base(recipe: Recipe) -> Model | None:
+    if recipe.base is None:
+        return None
+    ref = resolve_reference(recipe.base, recipe.folder)
+    if ref.folder is None:
+        raise CheckpointError(f"base_model: {recipe.base} is an adapter. Name the full model that it was trained on.")
+    checkpoint = ref.checkpoint()
+    adapter = open_adapter(ref.adapter, ref.text, checkpoint) if ref.adapter else None
+    if adapter is not None:
+        raise CheckpointError(
+            f"base_model: {recipe.base} carries an adapter. Merge it first (`triune merge --method linear --expert "
+            f"{recipe.base} OUT`) and name the result."
+        )
+    return Model(ref, "base", checkpoint, None, on_base=True)
+
+
+def _open_expert(recipe: Recipe, index: int, base: Model | None) -> Model:
+    expert = recipe.experts[index]
+    try:
+        ref = resolve_reference(expert.reference, recipe.folder)
+        if ref.folder is None:
+            if base is None:
+                raise CheckpointError(
+                    f"{expert.reference} is an adapter, and there is no base to put it on. Add base_model (--base)."
+                )
+            assert ref.adapter is not None
+            adapter = open_adapter(ref.adapter, ref.text, base.checkpoint)
+            check_base(adapter, base.checkpoint, base.ref.text)
+            return Model(ref, expert.name, base.checkpoint, adapter, on_base=True)
+        on_base = base is not None and ref.folder == base.ref.folder
+        checkpoint = base.checkpoint if base is not None and on_base else ref.checkpoint()
+        lora = open_adapter(ref.adapter, ref.text, checkpoint) if ref.adapter else None
+        return Model(ref, expert.name, checkpoint, lora, on_base)
+    except UserError as error:
+        raise type(error)(f"{error} ({expert.place})" if expert.place else str(error)) from None
+
+
+# --- names, shapes, dtypes ----------------------------------------------------------------------------------------
+
+
+def _tensor_names(template: Model, experts: Sequence[Model]) -> list[str]:
+    """The template's tensors, once every expert has shown that it has the same ones."""
+    ours = template.checkpoint
+    for expert in experts:
+        theirs = expert.checkpoint
+        if theirs is ours:
+            continue
+        missing = [n for n in ours.tensors if theirs.get(n) is None and not _skippable(n)]
+        extra = [n for n in theirs.tensors if ours.get(n) is None and not _skippable(n)]
+        if missing:
+            raise CheckpointError(
+                f"{expert.ref.text} lacks {_some(missing)}, which {template.ref.text} has. Only models of one "
+                "architecture can be merged."
+            )
+        if extra:
+            untied = [n for n in extra if n in ours.tied or n.endswith(OUTPUT_EMBEDDINGS)]
+            hint = (
+                " It has an output head of its own, where the base uses its embeddings: save it with tied weights."
+                if untied
+                else " Only models of one architecture can be merged."
+            )
+            raise CheckpointError(f"{expert.ref.text} has {_some(extra)}, which {template.ref.text} lacks.{hint}")
+    return list(ours.tensors)
+
+
+def _skippable(name: str) -> bool:
+    return name.endswith("inv_freq")  # a constant that old checkpoints carry along
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
+
+
+def _common_dtype(template: Model) -> str:
+    count = Counter[str]()
+    for info in template.checkpoint.tensors.values():
+        count[info.dtype] += info.entries if info.is_float else 0
+    spelled = {code: name for name, code in DTYPES.items()}
+    return spelled.get(count.most_common(1)[0][0], "float32")
+
+
+def _check_shape(name: str, info: TensorInfo, wanted: tuple[int, ...], model: Model, template: Model) -> None:
+    if not info.is_float:
+        raise CheckpointError(
+            f"{model.ref.text}: tensor {name} holds integers ({info.dtype}), in {template.ref.text} it holds numbers. "
+            "If the model is quantised, use the original checkpoint."
+        )
+    if info.shape == wanted:
+        return
+    vocabulary = name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_EMBEDDINGS)) and info.shape[1:] == wanted[1:]
+    step = (
+        "Their vocabularies differ in size: set tokenizer_source to base or union."
+        if vocabulary
+        else "Only models of one architecture and size can be merged."
+    )
+    raise CheckpointError(
+        f"{model.ref.text}: tensor {name} has shape {list(info.shape)}, in {template.ref.text} it is {list(wanted)}. {step}"
+    )
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def _jobs(
+    recipe: Recipe,
+    method: Method,
+    base: Model | None,
+    experts: Sequence[Model],
+    names: Iterable[str],
+    beside: Beside,
+    dtype: str | None,
+) -> Iterable[Job | None]:
+    template = base or experts[0]
+    names = list(names)
+    layers = count_layers(names)
+    vocabulary = beside.vocabulary
+    rows_of = (
+        [tuple(r) if r is not None else None for r in vocabulary.rows] if vocabulary else [None] * (len(experts) + 1)
+    )
+    if base is None and vocabulary:
+        rows_of = [None, *rows_of]  # the first expert is the template
+    for index, name in enumerate(names):
+        info = template.checkpoint.tensors[name]
+        sources = [m.source(name) for m in experts]
+        origin = Source(info) if base else None
+        shape = info.shape
+        if not info.is_float:
+            yield _copy_of(index, info, origin or Source(info), recipe)
+            continue
+        resized = vocabulary is not None and name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_EMBEDDINGS))
+        if resized and vocabulary:
+            shape = (vocabulary.size, *shape[1:])
+            origin = origin and replace(origin, rows=_identity(rows_of[0], info, vocabulary.size))
+        placed = []
+        for t, (model, source) in enumerate(zip(experts, sources, strict=True)):
+            if source is None:
+                raise CheckpointError(f"{model.ref.text} lacks {name}, which {template.ref.text} has.")
+            if resized and vocabulary:
+                if source.factors is not None:
+                    raise CheckpointError(
+                        f"{model.ref.text} adapts {name}, whose rows are moved by tokenizer_source. Merge the adapter "
+                        "into its base with PEFT's merge_and_unload first."
+                    )
+                if source.dense is not None:
+                    rows = _identity(rows_of[t + 1], source.dense, vocabulary.size)
+                    source = replace(source, rows=rows)
+            elif source.dense is not None:
+                _check_shape(name, source.dense, shape, model, template)
+            placed.append(source)
+        output = TensorInfo(name, DTYPES[dtype] if dtype else info.dtype, shape, "", 0)
+        view = View(name, tuple(e.name for e in recipe.experts), recipe.seed, 0, shape)
+        bound = _bind(recipe, method, name, layers)
+        route = _route(recipe, method, bound, view, placed)
+        yield Job(index, output, route, method.name, bound, view, origin, tuple(placed))
+
+
+def _identity(rows: tuple[int, ...] | None, info: TensorInfo, size: int) -> tuple[int, ...] | None:
+    """A row map, also where a model without one has another number of rows than the output."""
+    if rows is not None or info.shape[0] == size:
+        return rows
+    return tuple(r if r < info.shape[0] else -1 for r in range(size))
+
+
+def _copy_of(index: int, info: TensorInfo, origin: Source, recipe: Recipe) -> Job | None:
+    if recipe.output == "lora":
+        return None
+    return Job(index, info, "copy", "task_arithmetic", {}, View(info.name, shape=info.shape), origin, ())
+
+
+def _bind(recipe: Recipe, method: Method, name: str, layers: int) -> Mapping[str, Any]:
+    try:
+        return method.bind(resolve(recipe, method, name, num_layers=layers), len(recipe.experts))
+    except ParameterError as error:
+        raise ParameterError(f"{error} ({recipe.origin}, for tensor {name})") from None
+
+
+def _route(recipe: Recipe, method: Method, bound: Mapping[str, Any], view: View, sources: Sequence[Source]) -> Route:
+    if method.takes == "deltas" and all(s.is_base for s in sources):
+        return "copy"
+    low_rank = all(s.dense is None for s in sources) and method.refuses_factors(bound) is None and len(view.shape) == 2
+    if recipe.output == "lora":
+        return "factors" if low_rank else "dense"
+    if method.grain_at(bound, view) != "tensor":
+        return "blocks"
+    return "factors" if low_rank else "dense"
+
+
+def _only_factors(method: Method, jobs: Sequence[Job], experts: Sequence[Model]) -> list[Job]:
+    """For output: lora, the jobs with something to write; refused unless each stays in factors."""
+    for model in experts:
+        if model.adapter is None:
+            raise RecipeError(
+                f"output: lora needs every expert to be an adapter on the base, but {model.ref.text} is a full model. "
+                "Use output: full."
+            )
+        if model.adapter.replaced or not model.on_base:
+            what = f"replaces {_some(list(model.adapter.replaced))}" if model.adapter.replaced else "has another base"
+            raise RecipeError(f"output: lora: {model.ref.text} {what}, which no adapter on the base expresses.")
+    changed = [j for j in jobs if any(not s.is_base for s in j.experts)]
+    for job in changed:
+        if reason := method.refuses_factors(job.bound):
+            raise RecipeError(f"output: lora: {reason}. Use output: full, or another method or setting.")
+    return [replace(j, route="factors") for j in changed]
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+def _check_whole_model_scan(method: Method, jobs: Sequence[Job]) -> None:
+    merging = [j for j in jobs if j.route == "blocks"]
+    if not merging or method.scan is None:
+        return
+    scan = method.scan(len(merging[0].experts), merging[0].output.entries, **merging[0].bound)
+    other = next((j for j in merging if scan is not None and scan.whole_model and j.bound != merging[0].bound), None)
+    if other is not None:
+        raise RecipeError(
+            f"{method.name} with semantics: paper has one threshold for the whole model, so its parameters cannot change "
+            f"from tensor to tensor, as they do at {other.output.name}. Use plain numbers, or semantics: mergekit."
+        )
+
+
+def _check_memory(jobs: Sequence[Job], limit: int) -> None:
+    worst = max(jobs, key=lambda j: j.nbytes, default=None)
+    if worst is not None and worst.nbytes > limit:
+        raise UserError(
+            f"--max-memory {human(limit)}: merging {worst.output.name} {list(worst.output.shape)} by {worst.method} takes "
+            f"{human(worst.nbytes)} at once. Allow at least that much, or choose a method that works in blocks."
+        )
+
+
+def check_disk(plan: Plan, out: Path) -> None:
+    """Refuse a merge that the disk cannot hold.
+
+    Raises:
+        UserError: less free than the output takes.
+    """
+    folder = out.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    needed = sum(s.nbytes for s in plan.shards) + 2**26
+    begun = (out / ".triune").glob("*.safetensors")  # of an interrupted run, which this one continues
+    free = shutil.disk_usage(folder).free
+    if free + sum(file.stat().st_blocks * 512 for file in begun) < needed:
+        raise UserError(f"The output takes {human(needed)}, but {folder} has {human(free)} free. Name another folder.")

@@ -1,0 +1,106 @@
+"""Is this folder what its lock file says?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from triune.checkpoint.index import open_checkpoint, read_json
+from triune.checkpoint.reader import Files, Reader
+from triune.engine.budget import default_limit
+from triune.engine.cores import available_cores
+from triune.engine.executors.local import LocalExecutor
+from triune.engine.job import Done, Job, run_job
+from triune.engine.journal import LOCK
+from triune.engine.lock import file_digest
+from triune.engine.merge import scan_model
+from triune.engine.plan import make_plan
+from triune.engine.progress import Listener, silent
+from triune.engine.sinks import NullSink
+from triune.errors import UserError
+from triune.recipes import parse_recipe
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared and what differs."""
+
+    files: int
+    tensors: int
+    recomputed: int
+    problems: tuple[str, ...]
+    note: str = ""
+    """Why nothing was recomputed, if so."""
+
+
+def verify(
+    out: Path | str, *, sample: int | None = 8, threads: int | None = None, listener: Listener = silent
+) -> Verification:
+    """Compare a merged folder with its lock file, and recompute tensors from the inputs.
+
+    Args:
+        out: the folder of a merge.
+        sample: how many tensors to recompute, spread evenly over the model; None for all of them.
+
+    Raises:
+        UserError: the folder has no lock file.
+    """
+    out = Path(out)
+    if not (out / LOCK).exists():
+        raise UserError(f"{out} has no {LOCK}, so there is nothing to compare it with. Only finished merges have one.")
+    lock = read_json(out / LOCK)
+    problems = []
+    for name, digest in lock["files"].items():
+        if not (out / name).exists():
+            problems.append(f"{name} is missing.")
+        elif file_digest(out / name) != digest:
+            problems.append(f"{name} has changed since the merge.")
+    tensors = 0 if lock["output"] == "lora" else _check_tensors(out, lock["tensors"], problems.append)
+    recomputed, note = 0, ""
+    try:
+        recipe_file = out / "mergekit_config.yml"
+        recipe = parse_recipe(
+            recipe_file.read_text(encoding="utf-8"), origin=str(recipe_file), folder=out / lock["recipe_folder"]
+        )
+        limit = default_limit()
+        plan = make_plan(recipe, memory_limit=limit, shard_bytes=lock["shard_bytes"])
+        executor = LocalExecutor(threads or available_cores(), limit)
+        step = max(1, len(plan.jobs) // sample) if sample else 1
+        jobs = list(plan.jobs)[::step][: sample or None]
+        results: list[Done] = []
+        work = partial(run_job, sink=NullSink(), stats=scan_model(plan, executor, listener), lora=plan.lora)
+
+        def done(job: Job, result: Done) -> None:
+            results.append(result)
+
+        executor.run(jobs, work, done)
+        for result in sorted(results, key=lambda r: r.tensor):
+            if lock["tensors"].get(result.tensor) != result.digest:
+                problems.append(f"{result.tensor}: recomputing it from the inputs gives other bytes.")
+        recomputed = len(results)
+    except (UserError, OSError) as error:
+        note = f"Nothing was recomputed from the inputs: {error}"
+    return Verification(len(lock["files"]), tensors, recomputed, tuple(problems), note)
+
+
+def _check_tensors(out: Path, digests: dict[str, str], report: Callable[[str], None]) -> int:
+    """Hash every tensor of the folder."""
+    try:
+        tensors = open_checkpoint(out, str(out)).tensors
+    except UserError as error:
+        report(str(error))
+        return 0
+    if set(tensors) != set(digests):
+        report("The model holds other tensors than the merge wrote.")
+    with Files() as files:
+        reader = Reader(files)
+        for name, info in tensors.items():
+            digest = hashlib.sha256()
+            for at in range(0, info.nbytes, 1 << 22):
+                digest.update(reader.raw(info, at, min(1 << 22, info.nbytes - at)))
+            if digests.get(name) != digest.hexdigest():
+                report(f"{name}: its bytes have changed since the merge.")
+    return len(tensors)

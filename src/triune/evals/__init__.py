@@ -1,0 +1,1 @@
+"""What models say and how well they do."""
