@@ -105,7 +105,7 @@ def row_ranks(delta: torch.Tensor, descending: bool) -> torch.Tensor:
 def magprune_probabilities(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
     """DELLA's keep probability of each entry: from density - epsilon for the smallest of its row to density + epsilon."""
     last = (delta.shape[-1] if delta.dim() else 1) - 1
-    if density >= 1 or last == 0:
+    if not 0 < density < 1 or last == 0:
         return torch.full_like(delta, density)
     return (density - epsilon) + row_ranks(delta, descending=False).to(delta.dtype) * (2 * epsilon / last)
 
@@ -123,7 +123,7 @@ def check_window(bound: Mapping[str, Any]) -> None:
     """DELLA's probabilities must be probabilities."""
     check_density(bound)
     for density, epsilon in zip(bound["density"], bound["epsilon"], strict=True):
-        if 0 < density < 1 and not (0 < density - epsilon and density + epsilon < 1):
+        if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             room = min(density, 1 - density)
             raise ParameterError(
                 f"density - epsilon and density + epsilon must lie in (0, 1), got density {density} and epsilon {epsilon}. "

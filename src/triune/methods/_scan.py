@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from triune._lazy import torch
 from triune.methods._spec import Scan, View
@@ -165,7 +165,7 @@ class GlobalTrimScan(MagnitudeCuts):
         else:
             cuts = self.result().cuts
             weights = torch.tensor(self.weight, dtype=deltas.dtype, device=deltas.device)
-            self.votes += int((trim(deltas, cuts).flatten(1) * weights[:, None]).sum(0).sign().sum())
+            self.votes += int((trim(deltas, cuts).reshape(len(deltas), -1) * weights[:, None]).sum(0).sign().sum())
 
     def close(self, turn: int) -> None:
         if turn == 0:
@@ -196,6 +196,11 @@ def trim(deltas: torch.Tensor, cuts: Sequence[Cut], view: View | None = None) ->
     return deltas * torch.stack(masks)
 
 
+def magnitude_sums(deltas: torch.Tensor) -> torch.Tensor:
+    """Each expert's sum of magnitudes, float64."""
+    return deltas.abs().reshape(len(deltas), -1).sum(1, dtype=torch.float64).cpu()
+
+
 class RescaleScan(Scan):
     """How much each expert's sum of magnitudes shrinks under a mask: mergekit's ``rescale``.
 
@@ -208,8 +213,8 @@ class RescaleScan(Scan):
         self.after = torch.zeros(models, dtype=torch.float64)
 
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:
-        self.before += deltas.abs().flatten(1).sum(1, dtype=torch.float64).cpu()
-        self.after += self.sparsify(deltas, view).abs().flatten(1).sum(1, dtype=torch.float64).cpu()
+        self.before += magnitude_sums(deltas)
+        self.after += magnitude_sums(self.sparsify(deltas, view))
 
     def result(self) -> list[float]:
         usable = (self.before >= 1e-7) & (self.after >= 1e-7)

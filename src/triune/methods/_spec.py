@@ -183,7 +183,8 @@ class Method:
 
     def parameter(self, name: str) -> Parameter:
         """Look a parameter up; an unknown name is refused with the nearest known one."""
-        name = PARAMETER_ALIASES.get(name, name) if name not in self._by_name else name
+        if name in PARAMETER_ALIASES:
+            name = next((alias for alias in PARAMETER_ALIASES if alias in self._by_name), name)
         if name not in self._by_name:
             hint = did_you_mean(name, self._by_name)
             known = ", ".join(self._by_name)
@@ -205,11 +206,17 @@ class Method:
 
     def bind(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
         """Checked keyword arguments for :attr:`function`: defaults filled in, one value for each expert where due."""
-        for name in values:
-            self.parameter(name)
+        if models < self.minimum:
+            raise ParameterError(f"{self.name} needs at least {self.minimum} experts, got {models}.")
+        named: dict[str, Any] = {}
+        for name, value in values.items():
+            known = self.parameter(name).name
+            if known in named:
+                raise ParameterError(f"{known} is given twice, once as {name}. Keep one.")
+            named[known] = value
         bound: dict[str, Any] = {}
         for p in self.parameters:
-            value = values.get(p.name, p.default)
+            value = named.get(p.name, p.default)
             if value is REQUIRED:
                 raise ParameterError(f"{self.name} needs {p.name}: give it to every expert, or to all at once.")
             if p.per_model:
@@ -226,6 +233,7 @@ class Method:
     def __call__(self, deltas: torch.Tensor, /, *, view: View | None = None, **values: Any) -> torch.Tensor:
         """Merge one whole stack ``[experts, ...]`` of deltas (or tensors, see :attr:`takes`) in float32."""
         bound = self.bind({public_name(k): v for k, v in values.items()}, len(deltas))
+        deltas = deltas.float()
         view = replace(view or View(), shape=tuple(deltas.shape[1:]))
         scan = self.scan(len(deltas), deltas[0].numel(), **bound) if self.scan else None
         if scan is None:
@@ -241,8 +249,9 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-PARAMETER_ALIASES = {"scaling_factor": "lambda", "scaling": "lambda", "alpha": "lambda", "lambda": "scaling"}
-"""Other names in use for the last factor. mergekit says lambda, the papers say alpha or lambda, TSVM's code says scaling."""
+PARAMETER_ALIASES = ("lambda", "scaling", "scaling_factor", "alpha")
+"""Names in use for the last factor, of which a method has at most one: mergekit says lambda, the papers say alpha or
+lambda, TSVM's code says scaling."""
 
 
 def python_name(name: str) -> str:

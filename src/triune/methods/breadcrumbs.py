@@ -98,8 +98,8 @@ def breadcrumbs(
     Where implementations part ways:
         - ``semantics: mergekit`` ranks each tensor as a whole; if gamma leaves less than ``density``, fewer outliers are
           dropped. mergekit before 0.1.5 returned the base wherever gamma * entries was below 1; 0.1.5 and we do not;
-        - ``semantics: paper`` follows the authors' code: ranks within each row (last dimension), drops floor(n gamma), keeps
-          the next floor(n density). Their README: density 0.2, gamma 0.1, lambda 0.4;
+        - ``semantics: paper`` follows the authors' code: ranks within each row (last dimension), drops floor(n gamma),
+          keeps the next floor(n density). Their README: density 0.2, gamma 0.1, lambda 0.4;
         - a density of 1 keeps everything, outliers included, in both.
 
     Args:

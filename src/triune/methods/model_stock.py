@@ -18,7 +18,7 @@ class Gram(Scan):
         self.products = torch.zeros(models, models, dtype=torch.float64)
 
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:
-        flat = deltas.flatten(1).double()
+        flat = deltas.reshape(len(deltas), -1).double()
         self.products += (flat @ flat.T).cpu()
 
     def result(self) -> torch.Tensor:

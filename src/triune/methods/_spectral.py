@@ -1,0 +1,279 @@
+"""The linear algebra behind TSVM and R-TSVM: truncated SVD, polar factors, statistics of a delta's entries.
+
+Every function takes a delta either as a matrix or as a :class:`LowRank` product, whose matrix is never built. What is
+decomposed is float64 and has the size of the smaller side; what is kept and multiplied at full size is float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from triune._lazy import torch
+from triune.errors import CheckpointError
+from triune.methods._lowrank import LowRank
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    Delta: TypeAlias = torch.Tensor | LowRank
+    RankRule: TypeAlias = Callable[[torch.Tensor], int]
+    """How many of the singular values to keep."""
+
+BLOCK = 1 << 18
+"""Entries handled at a time, so that a block stays in the processor's cache."""
+PANEL = 1 << 21
+"""Entries turned to float64 at a time, for matrix products."""
+MOST_ROUNDS = 10
+"""Of the search for outliers."""
+ROUNDING = 1e-5
+"""Float32 experts cannot tell directions apart at a smaller angle: ``polar_tol`` acts like this where it is below."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """The leading singular triplets of one delta: ``left @ diag(values) @ right.T``."""
+
+    left: torch.Tensor
+    """float32 ``[m, k]``, orthonormal columns."""
+    values: torch.Tensor
+    """float64 ``[k]``, descending."""
+    right: torch.Tensor
+    """float32 ``[n, k]``, orthonormal columns."""
+
+    def scaled(self, factor: float) -> Components:
+        return Components(self.left, self.values * factor, self.right)
+
+
+# --- truncated SVD ------------------------------------------------------------------------------------------------
+
+
+def row_slices(shape: Sequence[int], entries: int) -> Iterator[slice]:
+    """All rows of a matrix, in slices of about that many entries."""
+    step = max(1, entries // max(1, shape[1]))
+    return (slice(first, first + step) for first in range(0, shape[0], step))
+
+
+def gram(a: torch.Tensor) -> torch.Tensor:
+    """``a.T @ a`` in float64; only the lower triangle is filled in, which is all that ``eigh`` reads.
+
+    In float32 it would lose every singular value below 3e-4 of the largest.
+    """
+    columns = a.shape[1]
+    total = torch.zeros(columns, columns, dtype=torch.float64, device=a.device)
+    step = max(64, -(-columns // 4))
+    for rows in row_slices(a.shape, PANEL):
+        x = a[rows].double()
+        for c in range(0, columns, step):
+            total[c:, c : c + step].addmm_(x[:, c:].T, x[:, c : c + step])
+    return total
+
+
+def finite(a: torch.Tensor) -> torch.Tensor:
+    """``a`` itself, or an error: a decomposition would turn one NaN into a matrix of them."""
+    if not a.isfinite().all():
+        raise CheckpointError("A delta holds NaN or infinity.")
+    return a
+
+
+def times(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """``a @ b`` in the precision of ``b``, a few rows at a time, into ``out``, which may be ``a`` itself."""
+    for rows in row_slices(a.shape, PANEL):
+        out[rows] = a[rows].to(b.dtype) @ b
+    return out
+
+
+def numerical_rank(values: torch.Tensor, shape: Sequence[int]) -> int:
+    """How many singular values stand out of the rounding of a float32 matrix."""
+    return int((values > 1e-7 * math.sqrt(max(shape)) * values[:1]).sum())
+
+
+def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
+    """The leading triplets; ``rank_of`` says how many, given all singular values. None for a delta that is zero."""
+    if isinstance(delta, LowRank):
+        return _svd_of_product(delta, rank_of)
+    wide = delta.shape[0] < delta.shape[1]
+    tall = delta.T if wide else delta
+    squares, vectors = torch.linalg.eigh(finite(gram(tall)))
+    values = squares.clamp_(min=0).sqrt_().flip(0)
+    if values[0] == 0:
+        return None
+    k = rank_of(values)
+    values = values[:k].clone()
+    v = vectors[:, -k:].flip(1)
+    del squares, vectors
+    u = times(tall, v / values, torch.empty(len(tall), k, dtype=v.dtype, device=v.device))
+    # Rounding of the Gram matrix leaves u orthonormal only to 1e-15 (s_1 / s_k)^2. One Newton-Schulz step squares that.
+    newton_schulz = torch.eye(k, dtype=u.dtype, device=u.device).mul_(1.5).sub_(u.T @ u, alpha=0.5)
+    u = times(u, newton_schulz, torch.empty_like(u, dtype=torch.float32))
+    return Components(v.float(), values, u) if wide else Components(u, values, v.float())
+
+
+def _small_core(delta: LowRank) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Q, C, P with ``delta = Q @ C @ P.T``, Q and P orthonormal and C no larger than the rank."""
+    q, left = torch.linalg.qr(delta.left.double())
+    p, right = torch.linalg.qr(delta.right.double().T)
+    return q, finite(left @ right.T), p
+
+
+def _svd_of_product(delta: LowRank, rank_of: RankRule) -> Components | None:
+    q, core, p = _small_core(delta)
+    u, values, vt = torch.linalg.svd(core, full_matrices=False)
+    # Factors may cancel: then the product is their rounding, and its directions mean nothing.
+    size = torch.linalg.matrix_norm(delta.left) * torch.linalg.matrix_norm(delta.right)
+    if delta.rank == 0 or not values[0] > 1e-7 * size:
+        return None
+    k = rank_of(values)
+    return Components((q @ u[:, :k]).float(), values[:k], (p @ vt[:k].T).float())
+
+
+# --- the merge ----------------------------------------------------------------------------------------------------
+
+
+def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
+    """The matrix with orthonormal columns nearest to ``a``, in place: ``a (a.T a)^(-1/2)``.
+
+    Directions with a singular value below ``tolerance`` times the largest are dropped, which leaves a partial isometry.
+    """
+    squares, vectors = torch.linalg.eigh(gram(a))
+    keep = squares > max(tolerance, ROUNDING) ** 2 * squares[-1]
+    half = vectors[:, keep] * squares[keep] ** -0.25
+    del vectors
+    inverse_root = (half @ half.T).float()
+    del half
+    return times(a, inverse_root, a)
+
+
+def orthogonal_sum(parts: list[Components], polar_tol: float) -> LowRank:
+    """``U_p diag(S) V_p.T``, where U_p and V_p are the polar factors of all left and all right vectors side by side.
+
+    Empties ``parts``, so that no vector is held twice.
+    """
+    left = torch.cat([part.left for part in parts], dim=1)
+    right = torch.cat([part.right for part in parts], dim=1)
+    values = torch.cat([part.values for part in parts])
+    parts.clear()
+    return LowRank(polar(left, polar_tol).mul_(values.float()), polar(right, polar_tol).T)
+
+
+# --- statistics of the entries ------------------------------------------------------------------------------------
+
+
+def row_blocks(delta: Delta) -> Iterator[torch.Tensor]:
+    """The rows of a delta, a few at a time."""
+    for rows in row_slices(delta.shape, BLOCK):
+        yield delta.rows(rows.start, rows.stop) if isinstance(delta, LowRank) else delta[rows]
+
+
+def _total(numbers: Iterable[torch.Tensor]) -> float:
+    """Their sum in float64, read back from the device once."""
+    return float(torch.stack([x.double() for x in numbers]).sum())
+
+
+def _norms(delta: Delta) -> tuple[float, float]:
+    """Sum of the magnitudes, and root of the sum of their squares."""
+    norms = [(b.abs().sum(), torch.linalg.vector_norm(b, dtype=torch.float64) ** 2) for b in row_blocks(delta)]
+    return _total(one for one, _ in norms), math.sqrt(_total(square for _, square in norms))
+
+
+def magnitude_threshold(delta: Delta, sigmas: float) -> float:
+    """Mean plus ``sigmas`` population standard deviations of the magnitudes that are not zero.
+
+    Measured again without what stands above it, until nothing more does: an outlier would otherwise hide in the
+    deviation that it causes. Zeros do not count, or the few entries of a sparse delta would all be outliers.
+    """
+    threshold, count = math.inf, -1
+    for _ in range(MOST_ROUNDS):
+        moments = torch.stack([_moments(block.abs(), threshold) for block in row_blocks(delta)]).sum(0)
+        before, (count, one, two) = count, moments.tolist()
+        if count in (0, before):
+            break
+        mean = one / count
+        threshold = mean + sigmas * math.sqrt(max(two / count - mean**2, 0.0))
+    return threshold if count else 0.0
+
+
+def _moments(magnitudes: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Number, sum and sum of squares of those up to the threshold that are not zero."""
+    kept = torch.where(magnitudes <= threshold, magnitudes, 0).double()
+    return torch.stack([kept.count_nonzero(), kept.sum(), kept.square_().sum()])
+
+
+def outlier_share(delta: Delta, sigmas: float) -> float:
+    """Share of the sum of magnitudes that entries above the threshold hold.
+
+    >>> outlier_share(torch.tensor([[1.0, -1.0, 1.0, -9.0]]), 1.0)  # above 3 + sqrt(12), then above 1 + 0
+    0.75
+    """
+    threshold = magnitude_threshold(delta, sigmas)
+    above = _total(torch.where(a > threshold, a, 0).sum() for a in (b.abs() for b in row_blocks(delta)))
+    return above / (_norms(delta)[0] or 1.0)
+
+
+def hoyer(delta: Delta) -> float:
+    """Hoyer's sparsity: 0 where all magnitudes are equal, 1 where a single entry is not zero.
+
+    >>> hoyer(torch.tensor([[3.0, -3.0], [3.0, 3.0]])), hoyer(torch.tensor([[0.0, 5.0], [0.0, 0.0]]))
+    (0.0, 1.0)
+    """
+    count = delta.shape[0] * delta.shape[1]
+    one, two = _norms(delta)
+    if two == 0:
+        return 1.0
+    return (math.sqrt(count) - one / two) / (math.sqrt(count) - 1) if count > 1 else 0.0
+
+
+def near_zero(delta: Delta) -> float:
+    """Share of the entries with a magnitude of at most a tenth of the mean magnitude."""
+    count = delta.shape[0] * delta.shape[1]
+    threshold = 0.1 * _norms(delta)[0] / count
+    return _total((b.abs() <= threshold).sum() for b in row_blocks(delta)) / count
+
+
+def spectral_sparsity(values: torch.Tensor, shape: Sequence[int]) -> float:
+    """One minus effective rank (exponential of the entropy of the energies) over numerical rank.
+
+    >>> round(spectral_sparsity(torch.tensor([2.0, 2.0, 0.0]), (3, 3)), 6)
+    0.0
+    """
+    energy = values[: numerical_rank(values, shape)].double() ** 2
+    energy = energy / energy.sum()
+    return 1 - math.exp(-float((energy * energy.log()).sum())) / len(energy)
+
+
+# --- outlier damping ----------------------------------------------------------------------------------------------
+
+
+def damp_entries(delta: torch.Tensor, sigmas: float, strength: float) -> torch.Tensor:
+    """``d * (tau / |d|)^strength`` for entries with a magnitude above tau, the others as they are.
+
+    >>> damp_entries(torch.tensor([[1.0, -1.0, 2.0, -9.0]]), 1.0, 1.0)  # tau of (1, 1, 2) is 4/3 + sqrt(2)/3
+    tensor([[ 1.0000, -1.0000,  1.8047, -1.8047]])
+    """
+    threshold = magnitude_threshold(delta, sigmas)
+    # Dividing by tau last makes the factor of an ordinary entry exactly one.
+    return delta.abs().clamp_(min=threshold).div_(threshold).pow_(-strength).mul_(delta)
+
+
+def damp_channels(delta: Delta, sigmas: float, strength: float) -> Delta:
+    """Rows and columns of outlying norm brought towards their thresholds; keeps the rank."""
+    rows, columns = (_damping(norms, sigmas, strength) for norms in _channel_norms(delta))
+    if isinstance(delta, LowRank):
+        return LowRank(delta.left * rows[:, None], delta.right * columns)
+    return (delta * rows[:, None]).mul_(columns)
+
+
+def _channel_norms(delta: Delta) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(delta, LowRank):
+        left, right = delta.left.double(), delta.right.double()
+        rows = ((left @ (right @ right.T)) * left).sum(1)
+        columns = (((left.T @ left) @ right) * right).sum(0)
+        return rows.clamp_(min=0).sqrt_(), columns.clamp_(min=0).sqrt_()
+    squares = [(b.sum(1), b.sum(0)) for b in (block.double().square_() for block in row_blocks(delta))]
+    return torch.cat([r for r, _ in squares]).sqrt_(), torch.stack([c for _, c in squares]).sum(0).sqrt_()
+
+
+def _damping(norms: torch.Tensor, sigmas: float, strength: float) -> torch.Tensor:
+    threshold = norms.mean() + sigmas * norms.std(correction=0)
+    return (norms.clamp(min=threshold) / threshold).pow(-strength).float()

@@ -1,0 +1,152 @@
+"""The linear algebra of the TSVM family, by hand and against numpy's float64 SVD."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from triune.errors import CheckpointError
+from triune.methods import _spectral
+from triune.methods._lowrank import LowRank
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def product(m: int, n: int, rank: int, seed: int = 0) -> LowRank:
+    return LowRank(random(m, rank, seed=seed), random(rank, n, seed=seed + 100))
+
+
+def rebuild(part: _spectral.Components | None) -> torch.Tensor:
+    assert part is not None
+    return (part.left * part.values.float()) @ part.right.T
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.linalg.norm(a - b) / torch.linalg.norm(b))
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (7, 7), (1, 6), (6, 1), (1, 1)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_truncated_svd_agrees_with_numpy(shape: tuple[int, int], k: int) -> None:
+    k = min(k, *shape)
+    delta = random(*shape)
+    u, s, vt = np.linalg.svd(delta.double().numpy(), full_matrices=False)
+    part = _spectral.truncated_svd(delta, lambda values: k)
+    assert part is not None
+    np.testing.assert_allclose(part.values.numpy(), s[:k], rtol=1e-10)
+    np.testing.assert_allclose(rebuild(part).numpy(), (u[:, :k] * s[:k]) @ vt[:k], atol=1e-5)
+
+
+def test_small_singular_values_keep_orthonormal_vectors() -> None:
+    """A spectrum over five orders of magnitude: a float32 Gram matrix would lose its lower half."""
+    u, v = torch.linalg.qr(random(40, 20))[0], torch.linalg.qr(random(30, 20, seed=1))[0]
+    delta = (u * torch.logspace(0, -5, 20)) @ v.T
+    part = _spectral.truncated_svd(delta, lambda values: 20)
+    assert part is not None
+    for side in (part.left, part.right):
+        assert torch.allclose(side.T @ side, torch.eye(20), atol=1e-5)
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), [(12, 8, 3), (8, 12, 3), (4, 20, 6), (20, 4, 6), (5, 5, 8)])
+def test_products_decompose_like_their_matrix(m: int, n: int, rank: int) -> None:
+    """Also where a side is shorter than the rank."""
+    delta = product(m, n, rank)
+    full = min(m, n, rank)
+    thin = _spectral.truncated_svd(delta, lambda values: full)
+    dense = _spectral.truncated_svd(delta.dense(), lambda values: full)
+    assert relative(rebuild(thin), rebuild(dense)) < 1e-5
+    assert relative(_spectral.singular_values(delta)[:full], _spectral.singular_values(delta.dense())[:full]) < 1e-6
+
+
+def test_zero_has_no_components() -> None:
+    left, right = random(5, 2), random(2, 4)
+    cancelling = LowRank(torch.cat([left, left], 1), torch.cat([right, -right], 0))
+    for delta in (torch.zeros(5, 4), LowRank(torch.zeros(5, 0), torch.zeros(0, 4)), cancelling):
+        assert _spectral.truncated_svd(delta, lambda values: 1) is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_refused(bad: float) -> None:
+    delta = torch.eye(3)
+    delta[1, 2] = bad
+    for broken in (delta, LowRank(delta, torch.eye(3))):
+        with pytest.raises(CheckpointError, match="A delta holds NaN or infinity"):
+            _spectral.truncated_svd(broken, lambda values: 1)
+
+
+def test_polar_of_a_pair_of_vectors_by_hand() -> None:
+    """Two unit vectors at the angle 2a, mirrored on the x axis: (cos a, +-sin a).
+
+    The nearest orthonormal pair keeps the symmetry, so it is (1, 1) / sqrt(2) and (1, -1) / sqrt(2), whatever a is.
+    """
+    for a in (1.0, 0.1, 0.001):
+        pair = torch.tensor([[math.cos(a), math.cos(a)], [math.sin(a), -math.sin(a)]])
+        half = math.sqrt(0.5)
+        assert torch.allclose(_spectral.polar(pair, 1e-6), torch.tensor([[half, half], [half, -half]]), atol=1e-4)
+
+
+def test_polar_drops_what_it_cannot_tell_apart() -> None:
+    """A direction twice: U^T U = [[1, 1], [1, 1]], whose root is itself / sqrt(2): each becomes e / sqrt(2)."""
+    twice = torch.tensor([[1.0, 1.0], [0.0, 1e-7]])
+    assert torch.allclose(_spectral.polar(twice, 0.0), torch.tensor([[1.0, 1.0], [0.0, 0.0]]) / math.sqrt(2), atol=1e-6)
+
+
+def test_statistics_by_hand() -> None:
+    """Magnitudes 0, 1, 3, 4. Without the zero: mean 8/3, variance 26/3 - 64/9, so 3.91 at one sigma, below the 4.
+
+    Without that: mean 2, deviation 1, so 3, and 3 does not stand above it; the 4 holds half of the sum of 8.
+    Hoyer: (2 - 8 / sqrt(26)) / (2 - 1). One of four entries is at most 0.2.
+    """
+    delta = torch.tensor([[0.0, -1.0], [3.0, -4.0]])
+    assert _spectral.magnitude_threshold(delta, 1.0) == pytest.approx(3.0)
+    assert _spectral.hoyer(delta) == pytest.approx(2 - 8 / math.sqrt(26))
+    assert _spectral.near_zero(delta) == 0.25
+    assert _spectral.outlier_share(delta, 1.0) == 0.5
+
+
+def test_statistics_of_a_product_are_those_of_its_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of a few rows, too."""
+    delta = product(50, 30, 4)
+    whole = [f(delta.dense()) for f in (_spectral.hoyer, _spectral.near_zero)]
+    whole.append(_spectral.outlier_share(delta.dense(), 3.0))
+    monkeypatch.setattr(_spectral, "BLOCK", 70)
+    parts = [f(delta) for f in (_spectral.hoyer, _spectral.near_zero)]
+    parts.append(_spectral.outlier_share(delta, 3.0))
+    assert parts == pytest.approx(whole, rel=1e-5)
+    thin, dense = (_spectral.damp_channels(d, 1.0, 1.0) for d in (delta, delta.dense()))
+    assert isinstance(thin, LowRank)
+    assert isinstance(dense, torch.Tensor)
+    assert relative(thin.dense(), dense) < 1e-5
+
+
+def test_panels_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = random(90, 70)
+    whole = rebuild(_spectral.truncated_svd(delta, lambda values: 20))
+    monkeypatch.setattr(_spectral, "PANEL", 300)
+    assert relative(rebuild(_spectral.truncated_svd(delta, lambda values: 20)), whole) < 1e-6
+
+
+def test_tiny_deltas_have_statistics_too() -> None:
+    """Squares of 1e-25 vanish in float32."""
+    delta = random(6, 5)
+    assert _spectral.hoyer(delta * 1e-25) == pytest.approx(_spectral.hoyer(delta), rel=1e-5)
+
+
+def test_channels_by_hand() -> None:
+    """Row norms 5, 5, 5, 35 (3-4-5 triangles): mean 12.5, std 12.99; with half a sigma the last row shrinks to 18.995.
+
+    Columns: norms sqrt(468) and sqrt(832), mean 25.2, std 3.6, so only the second exceeds 27.0.
+    """
+    delta = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [21.0, 28.0]])
+    row = (12.5 + 0.5 * math.sqrt(3 * 7.5**2 + 22.5**2) / 2) / 35
+    first, second = math.sqrt(468), math.sqrt(832)
+    column = ((first + second) / 2 + 0.5 * (second - first) / 2) / second
+    expected = delta * torch.tensor([[1.0], [1.0], [1.0], [row]]) * torch.tensor([1.0, column])
+    damped = _spectral.damp_channels(delta, 0.5, 1.0)
+    assert isinstance(damped, torch.Tensor)
+    assert torch.allclose(damped, expected, rtol=1e-6)
