@@ -60,7 +60,6 @@ def test_products_decompose_like_their_matrix(m: int, n: int, rank: int) -> None
     thin = _spectral.truncated_svd(delta, lambda values: full)
     dense = _spectral.truncated_svd(delta.dense(), lambda values: full)
     assert relative(rebuild(thin), rebuild(dense)) < 1e-5
-    assert relative(_spectral.singular_values(delta)[:full], _spectral.singular_values(delta.dense())[:full]) < 1e-6
 
 
 def test_zero_has_no_components() -> None:

@@ -59,11 +59,11 @@ class Journal:
         for line in whole[:end].splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:  # after a power cut a line may hold anything: that tensor is made again
-                continue
-            entry["inputs"] = {int(k): v for k, v in entry["inputs"].items()}
-            entry["deltas"] = tuple(entry["deltas"])
-            self.finished[entry["tensor"]] = Done(**entry)
+                entry["inputs"] = {int(k): v for k, v in entry["inputs"].items()}
+                entry["deltas"] = tuple(entry["deltas"])
+                self.finished[entry["tensor"]] = Done(**entry)
+            except (ValueError, KeyError, TypeError):
+                continue  # after a power cut a line may hold anything: that tensor is made again
 
     def add(self, done: Done) -> None:
         """Record a tensor that is in place."""

@@ -248,8 +248,8 @@ def spectral_sparsity(values: torch.Tensor, shape: Sequence[int]) -> float:
 def damp_entries(delta: torch.Tensor, sigmas: float, strength: float) -> torch.Tensor:
     """``d * (tau / |d|)^strength`` for entries with a magnitude above tau, the others as they are.
 
-    >>> damp_entries(torch.tensor([[1.0, -1.0, 2.0, -9.0]]), 1.0, 1.0)  # tau of (1, 1, 2) is 4/3 + sqrt(2)/3
-    tensor([[ 1.0000, -1.0000,  1.8047, -1.8047]])
+    >>> damp_entries(torch.tensor([[1.0, -1.0, 2.0, -9.0]]), 1.5, 1.0)  # tau of (1, 1, 2) is 4/3 + 1.5 * sqrt(2)/3
+    tensor([[ 1.0000, -1.0000,  2.0000, -2.0404]])
     """
     threshold = magnitude_threshold(delta, sigmas)
     # Dividing by tau last makes the factor of an ordinary entry exactly one.
