@@ -190,7 +190,7 @@ def tsvm(
         >>> tsvm(torch.stack([one, two]))
         tensor([[3., 0.], [0., 2.]])
         >>> tsvm(torch.stack([one, one]))
-        tensor([[3., 0.], [0., 0.]])
+        tensor([[3.0000, 0.0000], [0.0000, 0.0000]])
     """
     shape = view.shape if view and view.shape else tuple(deltas.shape[1:])
     if is_averaged(shape, len(deltas), view.tensor if view else "", embeddings):

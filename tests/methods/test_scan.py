@@ -1,0 +1,151 @@
+"""Exact thresholds from histograms of bits, against numpy's stable sort."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triune.methods._scan import ALL, NONE, Cut, GlobalTrimScan, MagnitudeCuts, RescaleScan, magnitude_bits, trim
+from triune.methods._spec import View
+
+SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 1.1754944e-38, 0.1, -0.1, 0.10000001, 1.0, -1.0, 1.0000001, 3e38, -3e38]
+FLOATS = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32, allow_nan=False, allow_infinity=False))
+VECTORS = st.lists(FLOATS, min_size=1, max_size=60)
+CUTS = st.lists(st.integers(1, 59), unique=True, max_size=6)
+
+
+def blocks(deltas: torch.Tensor, cuts: list[int]) -> list[tuple[torch.Tensor, View]]:
+    ends = [0, *sorted(c for c in cuts if c < deltas.shape[1]), deltas.shape[1]]
+    return [(deltas[:, a:b], View(start=a)) for a, b in pairwise(ends)]
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Mask of the ``count`` largest magnitudes, equal ones by index."""
+    mask = np.zeros(len(values), dtype=bool)
+    mask[np.argsort(-np.abs(values), kind="stable")[:count]] = True
+    return mask
+
+
+def find_cuts(scan: MagnitudeCuts, pieces: list[tuple[torch.Tensor, View]]) -> list[list[Cut]]:
+    turn = 0
+    while turn < scan.passes:
+        for piece, view in pieces:
+            scan.see(turn, piece, view)
+        scan.close(turn)
+        turn += 1
+    return scan.result()
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(VECTORS, CUTS, st.data())
+def test_exactly_the_largest_and_lowest_index_first(values: list[float], cuts: list[int], data: st.DataObject) -> None:
+    deltas = torch.tensor([values, values[::-1]], dtype=torch.float32)
+    counts = [[data.draw(st.integers(0, len(values) + 2)) for _ in range(2)] for _ in range(2)]
+    pieces = blocks(deltas, cuts)
+    found = find_cuts(MagnitudeCuts(counts), pieces)
+    for t in range(2):
+        for j, count in enumerate(counts[t]):
+            mask = torch.cat([found[t][j].before(magnitude_bits(p[t]), v.start) for p, v in pieces])
+            assert mask.tolist() == largest(deltas[t].numpy(), count).tolist()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 50, 10**9])
+def test_many_entries_with_many_ties(levels: int) -> None:
+    """20,000 entries of 1, 2, 50 or any number of magnitudes, and a fifth of them zero."""
+    rng = np.random.default_rng(levels)
+    values = (rng.integers(1, levels + 1, 20_000) * rng.choice([-1, 0, 1], 20_000, p=[0.4, 0.2, 0.4])).astype(
+        np.float32
+    )
+    deltas = torch.from_numpy(values)[None]
+    pieces = blocks(deltas, [1, 777, 5000, 19_999])
+    for count in (1, 4000, 15_999, 16_001, 19_999, 20_000):
+        ((cut,),) = find_cuts(MagnitudeCuts([[count]]), pieces)
+        mask = torch.cat([cut.before(magnitude_bits(p[0]), v.start) for p, v in pieces])
+        assert (mask.numpy() == largest(values, count)).all(), count
+
+
+def test_a_third_pass_only_where_ties_stand_across_the_cut() -> None:
+    distinct, tied = torch.arange(1.0, 9.0)[None], torch.ones(1, 8)
+    scan = MagnitudeCuts([[3]])
+    find_cuts(scan, [(distinct, View())])
+    assert scan.passes == 2
+    scan = MagnitudeCuts([[3]])
+    find_cuts(scan, [(tied, View())])
+    assert scan.passes == 3
+
+
+def test_cuts_at_the_ends() -> None:
+    bits = magnitude_bits(torch.tensor([0.0, 1.0, -2.0]))
+    assert ALL.before(bits, 0).tolist() == [True] * 3
+    assert NONE.before(bits, 0).tolist() == [False] * 3
+    assert find_cuts(MagnitudeCuts([[0, 3, 99]]), [(torch.ones(1, 3), View())])[0][0] == NONE
+
+
+def test_a_cut_by_hand() -> None:
+    """Magnitudes 1, 2, 2, 2: above 2 none, and of those equal to 2 the ones below index 3."""
+    bits = magnitude_bits(torch.tensor([1.0, 2.0, -2.0, 2.0]))
+    cut = Cut(int(bits[1]), 3)
+    assert cut.before(bits, 0).tolist() == [False, True, True, False]
+    assert cut.before(bits[2:], 2).tolist() == [True, False]
+    assert cut.before(bits[3:], 3).tolist() == [False]
+
+
+def official(values: np.ndarray, density: float) -> np.ndarray:
+    """TIES's official trim of one flattened model: what reaches the (D - floor(D K))-th smallest magnitude."""
+    magnitudes = np.abs(values)
+    place = len(values) - int(len(values) * density)
+    return magnitudes >= (np.sort(magnitudes)[place - 1] if place else 0.0)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(VECTORS, CUTS, st.sampled_from([0.01, 0.2, 0.5, 0.99, 1.0]), st.permutations(range(7)))
+def test_the_global_trim_is_the_official_one(
+    values: list[float], cuts: list[int], density: float, order: list[int]
+) -> None:
+    """Gathered in parts, which are added in any order."""
+    scaled = [v / 4 for v in values]  # so that the votes' sums stay finite
+    deltas = torch.tensor([scaled, scaled[::-1]], dtype=torch.float32)
+    pieces, scan = [p for p, _ in blocks(deltas, cuts)], GlobalTrimScan([density, 1.0], [1.0, 0.5])
+    for turn in range(scan.passes):
+        parts = [scan.part() for _ in pieces]
+        for part, piece in zip(parts, pieces, strict=True):
+            part.see(turn, piece, View())
+        for i in order:
+            if i < len(parts):
+                scan.add(parts[i])
+        scan.close(turn)
+    found = scan.result()
+    first = official(deltas[0].numpy(), density)
+    survivors = trim(deltas, found.cuts)
+    assert (survivors[0] == deltas[0] * torch.from_numpy(first)).all()
+    assert torch.equal(survivors[1], deltas[1])
+    votes = int((survivors[0] + 0.5 * survivors[1]).sign().sum())
+    assert found.majority == (1.0 if votes > 0 else -1.0)
+
+
+def test_the_global_trim_sees_several_tensors_as_one() -> None:
+    rng = np.random.default_rng(3)
+    tensors = [rng.normal(size=(1, n)).astype(np.float32) * s for n, s in ((500, 1.0), (1, 0.5), (3000, 0.1))]
+    scan = GlobalTrimScan([0.3], [1.0])
+    for turn in range(scan.passes):
+        for tensor in tensors:
+            scan.see(turn, torch.from_numpy(tensor), View())
+        scan.close(turn)
+    kept = np.concatenate([trim(torch.from_numpy(t), scan.result().cuts)[0].numpy() != 0 for t in tensors])
+    assert (kept == official(np.concatenate([t[0] for t in tensors]), 0.3)).all()
+    assert kept.sum() == int(3501 * 0.3) + 1
+
+
+def test_rescale_by_hand() -> None:
+    """Half of (1, -3, 2, 2) dropped: (1 + 3 + 2 + 2) / (3 + 2) = 1.6. All or nothing, or next to nothing: 1."""
+    mask = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    scan = RescaleScan(3, lambda deltas, view: deltas * mask[view.start : view.start + deltas.shape[1]])
+    deltas = torch.tensor([[1.0, -3.0, 2.0, 2.0], [1.0, 0.0, 1.0, 0.0], [1e-8, 1e-8, 1e-8, 1e-8]])
+    for piece, view in blocks(deltas, [1, 3]):
+        scan.see(0, piece, view)
+    assert scan.result() == pytest.approx([1.6, 1.0, 1.0])
