@@ -153,7 +153,7 @@ def test_missing_weights_are_caught(make: Make, weights: Weights) -> None:
     save_file(state, out.folder / "model.safetensors", metadata={"format": "pt"})
     loads = check_model(out.folder, base.folder, memory_limit=GIGABYTE)[0]
     assert loads.sentence == (
-        "transformers loads out and finds 1 weights missing, e.g. model.norm.weight; none may be."
+        "transformers loads the result and finds 1 weights missing, e.g. model.norm.weight; none may be."
     )
     assert loads.passed is False
 

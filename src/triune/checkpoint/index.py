@@ -97,6 +97,11 @@ def open_checkpoint(folder: Path, reference: str) -> Checkpoint:
             if info.name in tensors:
                 raise CheckpointError(f"{reference}: tensor {info.name} stands in two files of {folder}. Remove one.")
             tensors[info.name] = info
+    index = folder / "model.safetensors.index.json"
+    if index.exists() and (lost := sorted(set(read_json(index)["weight_map"]) - set(tensors))):
+        raise CheckpointError(
+            f"{reference}: {index.name} names {lost[0]}, which no file of {folder} holds. Fetch it again."
+        )
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     return checkpoint(reference, folder, tensors, config)
 

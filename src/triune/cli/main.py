@@ -62,15 +62,20 @@ def build() -> Any:
         help="Merge helpful, honest and harmless specialists into one balanced language model.",
     )
 
-    @app.callback()
-    def root(
-        version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and leave."),
-    ) -> None:
-        if version:
+    def show_version(wanted: bool) -> None:
+        if wanted:
             from triune import __version__
 
             typer.echo(f"triune {__version__}")
             raise typer.Exit
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=show_version, help="Print the version and leave."
+        ),
+    ) -> None:
+        pass
 
     return app
 

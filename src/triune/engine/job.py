@@ -52,8 +52,14 @@ class Job:
     @property
     def traffic(self) -> int:
         """Bytes read once and written, which is what the progress bar counts."""
-        dense = [s.dense for s in (self.base, *self.experts) if s and s.dense]
-        return sum(t.nbytes for t in dense) + self.output.nbytes
+        return self.read_bytes + self.output.nbytes
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all inputs, adapters' factors included."""
+        sources = [s for s in (self.base, *self.experts) if s]
+        factors = [t for s in sources if s.factors for t in (s.factors.a, s.factors.b)]
+        return sum(t.nbytes for t in (*(s.dense for s in sources if s.dense), *factors))
 
     @cached_property
     def spec(self) -> Method:
@@ -228,8 +234,8 @@ def run_job(job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool =
     Raises:
         CheckpointError: an input holds NaN or infinity, or ended early.
     """
-    if not job.output.is_float:
-        return _copy_bytes(job, lane, sink)
+    if not job.output.is_float or (job.route == "copy" and job.output.dtype == "F64"):
+        return _copy_bytes(job, lane, sink)  # float32 would lose digits of a tensor that nobody changed
     inputs = Inputs(job, lane, hashing=True)
     if job.route == "copy":
         return _write(job, inputs, sink)
@@ -319,7 +325,7 @@ def _merge_blocks(job: Job, inputs: Inputs, sink: Sink, merge: Callable[[torch.T
 
 
 def _copy_bytes(job: Job, lane: Lane, sink: Sink) -> Done:
-    """A buffer of integers: taken from the base as it is."""
+    """A tensor that is taken from the base as it is."""
     assert job.base is not None
     assert job.base.dense is not None
     info, digest = job.base.dense, hashlib.sha256()

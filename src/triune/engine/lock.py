@@ -21,7 +21,8 @@ def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[C
     """The text of the lock file. Holds no time and no absolute path: equal merges have equal locks."""
     models = [*([(-1, plan.base)] if plan.base else []), *enumerate(plan.experts)]
     shards = {s.name for s in plan.shards}
-    beside = sorted(p.name for p in out.iterdir() if p.is_file() and p.name not in shards)
+    files = (p for p in out.rglob("*") if p.is_file() and p.name not in shards and ".triune" not in p.parts)
+    beside = sorted(p.relative_to(out).as_posix() for p in files)
     start = plan.recipe.folder or Path()
     content: dict[str, Any] = {
         "triune": __version__,

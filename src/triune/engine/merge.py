@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from triune import __version__
 from triune.checkpoint.index import read_json
+from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
 from triune.engine.budget import default_limit
 from triune.engine.cores import available_cores, pick_device
@@ -139,9 +140,14 @@ def scan_model(plan: Plan, executor: Executor, listener: Listener) -> Any:
     jobs = [j for j in plan.jobs if j.route == "blocks"]
     if not jobs or plan.method.scan is None:
         return None
-    scan: Scan | None = plan.method.scan(len(jobs[0].experts), jobs[0].output.entries, **jobs[0].bound)
+    first = jobs[0]
+    scan: Scan | None = plan.method.scan(len(first.experts), first.output.entries, **first.bound)
     if scan is None or not scan.whole_model:
         return None
+    # A tensor that no adapter changes is a part of the model all the same: deltas of zero, for which nothing is read.
+    nothing = (Source(),) * len(first.experts)
+    unchanged = [j for j in plan.jobs if j.route == "copy" and j.output.is_float]
+    jobs += [replace(j, method=first.method, bound=first.bound, base=None, experts=nothing) for j in unchanged]
     for turn in range(scan.passes):
         listener(Started(f"scan {turn + 1} of {scan.passes}", sum(j.traffic for j in jobs)))
 

@@ -85,11 +85,12 @@ class Plan:
 
     @property
     def read_bytes(self) -> int:
-        return sum(j.traffic - j.output.nbytes for j in self.jobs)
+        return sum(j.read_bytes for j in self.jobs)
 
     @property
     def write_bytes(self) -> int:
-        return sum(j.output.nbytes for j in self.jobs)
+        """Of a full model; an adapter's size is known only when its ranks are."""
+        return sum(t.nbytes for s in self.shards for t in s.tensors)
 
     def peak_bytes(self, threads: int) -> int:
         """Predicted peak of working memory, beyond what the program and its libraries take."""
@@ -220,7 +221,7 @@ def _tensor_names(template: Model, experts: Sequence[Model]) -> list[str]:
         if theirs is ours:
             continue
         missing = [n for n in ours.tensors if theirs.get(n) is None and not _skippable(n)]
-        extra = [n for n in theirs.tensors if ours.get(n) is None and not _skippable(n)]
+        extra = [n for n in theirs.tensors if n not in ours.tensors and not _skippable(n)]
         if missing:
             raise CheckpointError(
                 f"{expert.ref.text} lacks {_some(missing)}, which {template.ref.text} has. Only models of one "
@@ -307,8 +308,8 @@ def _jobs(
             origin = origin and replace(origin, rows=_identity(rows_of[0], info, vocabulary.size))
         placed = []
         for t, (model, source) in enumerate(zip(experts, sources, strict=True)):
-            if source is None:
-                raise CheckpointError(f"{model.ref.text} lacks {name}, which {template.ref.text} has.")
+            if source is None:  # a constant, see _skippable
+                source = Source() if base else Source(info)
             if resized and vocabulary:
                 if source.factors is not None:
                     raise CheckpointError(
@@ -352,6 +353,15 @@ def _route(recipe: Recipe, method: Method, bound: Mapping[str, Any], view: View,
     if method.takes == "deltas" and all(s.is_base for s in sources):
         return "copy"
     low_rank = all(s.dense is None for s in sources) and method.refuses_factors(bound) is None and len(view.shape) == 2
+    space = bound.get("space", "full")
+    if space != "full" and not all(s.is_base for s in sources):
+        if not low_rank:
+            raise RecipeError(
+                f"space: {space} needs every expert to be an adapter on the base, but for {view.tensor} one has a full "
+                "tensor. Use space: full."
+            )
+        if space == "lora_factors":
+            return "factors"
     if recipe.output == "lora":
         return "factors" if low_rank else "dense"
     if method.grain_at(bound, view) != "tensor":

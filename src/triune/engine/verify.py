@@ -52,6 +52,8 @@ def verify(
     if not (out / LOCK).exists():
         raise UserError(f"{out} has no {LOCK}, so there is nothing to compare it with. Only finished merges have one.")
     lock = read_json(out / LOCK)
+    if not all(isinstance(lock.get(key), dict) for key in ("files", "tensors")):
+        raise UserError(f"{out / LOCK} is damaged, so there is nothing to compare the folder with. Merge it again.")
     problems = []
     for name, digest in lock["files"].items():
         if not (out / name).exists():
@@ -68,8 +70,8 @@ def verify(
         limit = default_limit()
         plan = make_plan(recipe, memory_limit=limit, shard_bytes=lock["shard_bytes"])
         executor = LocalExecutor(threads or available_cores(), limit)
-        step = max(1, len(plan.jobs) // sample) if sample else 1
-        jobs = list(plan.jobs)[::step][: sample or None]
+        most = len(plan.jobs) if sample is None else sample
+        jobs = list(plan.jobs)[:: max(1, len(plan.jobs) // max(most, 1))][:most]
         results: list[Done] = []
         work = partial(run_job, sink=NullSink(), stats=scan_model(plan, executor, listener), lora=plan.lora)
 

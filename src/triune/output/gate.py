@@ -149,7 +149,8 @@ def check_model(out: Path, base: Path, *, memory_limit: int, device: str = "cpu"
     lora = (out / "adapter_config.json").is_file()
     reason = _cannot_run(out, base, lora)
     if not reason and (needed := _needed(out, base, lora, 2)) > memory_limit:
-        reason = f"it would need about {needed / 1e9:.3g} GB of memory, and the limit is {memory_limit / 1e9:.3g} GB."
+        # Not the limit itself: it may be half of what is free just now, and equal merges have equal cards.
+        reason = f"it would need about {needed / 1e9:.3g} GB of memory, which is above the limit (--max-memory)."
     if reason:
         return [Check(name, None, "not run", f"Not run: {reason}") for name in ("loads", "perplexity", "repetition")]
     # Most CPUs lack bfloat16 arithmetic and then take five times as long with it.
@@ -162,9 +163,9 @@ def _check_model(out: Path, base: Path, lora: bool, device: str, dtype: str) -> 
     try:
         model, tokenizer, missing = _load(out, base if lora else None, device, dtype)
     except Exception as error:  # Whatever stops transformers here will stop the user as well.
-        return [Check("loads", False, type(error).__name__, f"transformers cannot load {out}: {_first_line(error)}")]
+        return [Check("loads", False, type(error).__name__, f"transformers cannot load it: {_first_line(error)}")]
     some = f", e.g. {missing[0]}" if missing else ""
-    sentence = f"transformers loads {out.name} and finds {len(missing)} weights missing{some}; none may be."
+    sentence = f"transformers loads the result and finds {len(missing)} weights missing{some}; none may be."
     checks = [Check("loads", not missing, str(len(missing)), sentence)]
     try:
         loss, _ = _read(model, tokenizer)
@@ -197,7 +198,7 @@ def _cannot_run(out: Path, base: Path, lora: bool) -> str | None:
     if lora and find_spec("peft") is None:
         return "the output is a LoRA adapter and peft is not installed (pip install peft)."
     if not (_has_tokenizer(out) or (lora and _has_tokenizer(base))):
-        return f"{out} has no tokenizer, so there is nothing to read with."
+        return "the model has no tokenizer, so there is nothing to read with."
     if read_json(base / "config.json").get("auto_map"):
         return "the model needs its own code, which triune does not run (auto_map in config.json)."
     return None

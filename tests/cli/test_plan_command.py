@@ -1,0 +1,97 @@
+"""``triune plan`` refuses what ``triune merge`` refuses, adds up, and reads no weight."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from conftest import Case, Models, Run
+
+
+def planned(triune: Run, *arguments: str | Path) -> dict[str, Any]:
+    told = triune("plan", *arguments, "--json")
+    assert told.code == 0, told.err
+    found: dict[str, Any] = json.loads(told.out)
+    return found
+
+
+def data_bytes(folder: Path) -> int:
+    """Bytes of weights in a folder, without the headers."""
+    files = list(folder.glob("*.safetensors"))
+    return sum(f.stat().st_size - 8 - struct.unpack("<Q", f.read_bytes()[:8])[0] for f in files)
+
+
+def test_the_numbers_add_up(case: Case, models: Models, flags_of: Any, triune: Run, tmp_path: Path) -> None:
+    flags = (*models.flags, *flags_of(case), "--shard-size", "30kB", "--set", "out_dtype=bfloat16")
+    plan = planned(triune, *flags, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert plan["method"] == case.method
+    assert plan["read_bytes"] == sum(data_bytes(models.root / n) for n in models.tensors)
+    assert plan["peak_bytes"] <= plan["threads"] * max(t["memory"] for t in plan["tensors"])
+    assert sum(plan["routes"].values()) == len(plan["tensors"]) == len(models.tensors["base"])
+    assert triune("merge", *flags, "--quiet", "--no-gate", tmp_path / "out").code == 0
+    assert plan["write_bytes"] == data_bytes(tmp_path / "out")
+    assert plan["shards"] == sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    lock = json.loads((tmp_path / "out" / "triune.lock.json").read_text())
+    assert plan["fingerprint"] == lock["fingerprint"]
+
+
+def test_a_plan_for_people(models: Models, triune: Run) -> None:
+    told = triune("plan", *models.flags, "--method", "ties", "--set", "density=0.25")
+    assert told.code == 0
+    for word in ("ties: Trim", "helpful = ", "density 0.25", "20 in blocks", "at the peak on"):
+        assert word in told.out
+
+
+def test_no_weight_is_read(models: Models, triune: Run, tmp_path: Path) -> None:
+    """The data may be a hole in the file: hundreds of gigabytes that are not there."""
+    shape, size = [2**18, 2**17], 2 * 2**35
+    header = json.dumps({"model.norm.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}}).encode()
+    for name in models.tensors:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_bytes((models.root / name / "config.json").read_bytes())
+        with (tmp_path / name / "model.safetensors").open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            file.truncate(8 + len(header) + size)
+    experts = [p for n in models.names for p in ("--expert", str(tmp_path / n))]
+    plan = planned(triune, "--base", tmp_path / "base", *experts, "--method", "linear")
+    assert plan["read_bytes"] == 4 * size
+    assert plan["write_bytes"] == size
+
+
+@pytest.mark.parametrize("fault", ["method", "density", "shape", "cut", "memory", "out", "weights"])
+def test_it_refuses_what_merge_refuses(own_models: Models, triune: Run, tmp_path: Path, fault: str) -> None:
+    flags = [*own_models.flags, "--method", "tise" if fault == "method" else "tsvm" if fault == "memory" else "ties"]
+    flags += ["--set", "density=2"] * (fault == "density")
+    flags += ["--max-memory", "1kB"] * (fault == "memory")
+    file = own_models.root / "honest" / "model.safetensors"
+    if fault == "weights":
+        flags = [*own_models.flags, "--method", "linear", "--set", "weight=0"]
+    if fault == "shape":
+        tensors = load_file(file)
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:7].clone()
+        save_file(tensors, file)
+    if fault == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    if fault == "out":
+        (tmp_path / "out").write_text("a file")
+    plan, merge = (triune(command, *flags, tmp_path / "out") for command in ("plan", "merge"))
+    assert plan.code == merge.code == 2
+    assert plan.err == merge.err != ""
+    assert plan.out == ""
+
+
+def test_an_adapter_as_output(models: Models, triune: Run, write_adapter: Any, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", {"model.layers.0.mlp.up_proj.weight": (48, 32)}, seed=1)
+    flags = ("--base", models.root / "base", "--expert", tmp_path / "a", "--set", "output=lora", "--method", "tsvm")
+    plan = planned(triune, *flags)
+    assert plan["output"] == "lora"
+    assert plan["shards"] == []
+    assert plan["routes"] == {"factors": 1}
+    assert plan["experts"][0]["adapter"] is True
