@@ -121,8 +121,11 @@ def checkpoint(
 
 
 def _tied(config: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
+    names = list(names)
     text = config.get("text_config")
-    default = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
+    # transformers leaves out what is a family's default; then a model without a head of its own is a tied one.
+    headless = not any(n.endswith(OUTPUT_EMBEDDINGS) for n in names)
+    default = text.get("tie_word_embeddings", headless) if isinstance(text, dict) else headless
     if not config.get("tie_word_embeddings", default):
         return []
     embedding = next((n for n in names if n.endswith(INPUT_EMBEDDINGS)), None)

@@ -39,10 +39,7 @@ class Files(AbstractContextManager["Files"]):
     def descriptor(self, file: str) -> int:
         with self._lock:
             if file not in self._open:
-                try:
-                    self._open[file] = os.open(file, os.O_RDONLY)
-                except OSError as error:
-                    raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+                self._open[file] = os.open(file, os.O_RDONLY)
             return self._open[file]
 
     def read(self, file: str, start: int, into: memoryview) -> None:
@@ -104,6 +101,7 @@ class Reader:
         """A whole tensor in float32; for small ones, such as the factors of an adapter."""
         out = torch.empty(info.matrix, dtype=torch.float32)
         self.rows(info, 0, info.matrix[0], out)
+        self._scratch = torch.empty(0, dtype=torch.uint8)  # a factor can be far larger than a block
         return out.reshape(info.shape)
 
     def low_rank(self, factors: Factors) -> LowRank:

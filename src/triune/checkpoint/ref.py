@@ -33,14 +33,15 @@ class ModelRef:
     def checkpoint(self) -> Checkpoint:
         """The headers of the full model, read from the hub without its weights where they are not here yet."""
         assert self.folder is not None
-        if self.hub and not list(self.folder.glob("*.safetensors")):
+        if self.hub and not all((self.folder / name).exists() for name in _weight_names(self.folder)):
             return _remote_checkpoint(self.text, self.folder, *self.hub)
         return open_checkpoint(self.folder, self.text)
 
     def fetch(self) -> None:
         """Make sure that the weights are on this machine."""
         if self.hub:
-            _snapshot(self.text, *self.hub, patterns=None)
+            assert self.folder is not None
+            _snapshot(self.text, *self.hub, patterns=[*SMALL_FILES, *_weight_names(self.folder)])
 
 
 def resolve_reference(text: str, folder: Path | None = None) -> ModelRef:
@@ -87,20 +88,23 @@ def _local(text: str, folder: Path | None) -> Path | None:
 def _classify(text: str, path: Path, hub: tuple[str, str] | None) -> ModelRef:
     if (path / "adapter_config.json").exists():
         return ModelRef(text, None, path)
-    if (path / "config.json").exists() and "quantization_config" in read_json(path / "config.json"):
-        raise CheckpointError(
-            f"{text} is quantised, and quantised weights cannot be merged. Use the original checkpoint."
-        )
     return ModelRef(text, path, None, hub)
 
 
-def _snapshot(text: str, repository: str, revision: str | None, patterns: list[str] | None) -> tuple[Path, str]:
+def _weight_names(folder: Path) -> list[str]:
+    """The weight files that transformers would load: a repository may hold the same weights in other forms, too."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return ["model.safetensors"]
+    return sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
+
+
+def _snapshot(text: str, repository: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    allowed = patterns or [*SMALL_FILES, "*.safetensors"]
     try:
-        path = Path(snapshot_download(repository, revision=revision, allow_patterns=allowed))
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -111,7 +115,7 @@ def _snapshot(text: str, repository: str, revision: str | None, patterns: list[s
 
 
 def _remote_checkpoint(text: str, folder: Path, repository: str, commit: str) -> Checkpoint:
-    """Headers by range requests: a plan needs no download."""
+    """Headers by range requests: a plan needs no download. The offsets are of no use until the files are here."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
 

@@ -10,9 +10,11 @@ import typer
 from triune.cli._options import (
     AsJson,
     Base,
+    Device,
     Experts,
     Memory,
     MethodName,
+    Quiet,
     Settings,
     ShardSize,
     Threads,
@@ -31,8 +33,13 @@ def plan(
     method: MethodName = None,
     setting: Settings = None,
     threads: Threads = None,
+    device: Device = "cpu",
     max_memory: Memory = None,
     shard_size: ShardSize = "5GB",
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="As for `triune merge`; a plan has nothing to check.")
+    ] = True,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a merge and tell what it will cost, without reading a weight.
@@ -46,23 +53,23 @@ def plan(
     from triune.cli._show import plan_json, plan_table
     from triune.engine.budget import default_limit, parse_bytes
     from triune.engine.cores import available_cores
-    from triune.engine.journal import refuse_occupied
+    from triune.engine.journal import is_finished, refuse_occupied
     from triune.engine.plan import check_disk, make_plan
     from triune.errors import RecipeError
 
     given = list(paths or [])
-    file = given.pop(0) if given and not expert else None
-    if len(given) > 1:
-        raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(paths or [])}.")
+    if len(given) > 2:
+        raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(given)}.")
+    file = given.pop(0) if len(given) == 2 or (given and not expert) else None
     limit = memory_of(max_memory) or default_limit()
     made = make_plan(
         recipe_of(file, base, expert, method, setting), memory_limit=limit, shard_bytes=parse_bytes(shard_size)
     )
-    if given:
+    if given and not is_finished(made, Path(given[0])):
         refuse_occupied(Path(given[0]))
         check_disk(made, Path(given[0]))
     lanes = threads or available_cores()
     if as_json:
         print(json.dumps(plan_json(made, lanes, limit)))
-    else:
+    elif not quiet:
         Console(highlight=False).print(plan_table(made, lanes, limit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from triune.errors import UserError
 
@@ -20,6 +21,8 @@ def pick_device(name: str) -> str:
     """
     if name == "cpu":
         return name
+    if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise UserError(f"--device must be cpu, cuda, cuda:N or auto, got {name}.")
     import torch
 
     if name == "auto":

@@ -123,9 +123,12 @@ def memory_of(job: Job) -> int:
     rows, columns = job.output.matrix
     block = block_rows(job, rows, columns) * columns * 4
     models = len(job.experts)
-    factors = sum(4 * (s.factors.a.entries + 2 * s.factors.b.entries) for s in job.experts if s.factors)
+    pairs = [(s.factors.a, s.factors.b) for s in job.experts if s.factors]
+    # All factors are held in float32; while one is read there are its bytes, a scaled and a transposed copy besides.
+    factors = sum(4 * (a.entries + b.entries) for a, b in pairs)
+    factors += max((16 * max(a.entries, b.entries) for a, b in pairs), default=0)
     if job.route == "copy":
-        return 3 * block
+        return 4 * block
     if job.route == "blocks":
         return block * (models * BLOCK_COPIES + 6) + models * HISTOGRAMS + factors
     if job.route == "factors":
@@ -137,20 +140,24 @@ def memory_of(job: Job) -> int:
 class Inputs:
     """The tensors of one job, ready to be read block by block."""
 
-    def __init__(self, job: Job, lane: Lane, *, hashing: bool = False) -> None:
+    def __init__(self, job: Job, lane: Lane) -> None:
         self.job, self.lane, self.reader = job, lane, lane.reader
         self.columns = job.output.matrix[1]
         self.low_rank = [
             self.reader.low_rank(s.factors) if s.factors and job.route != "copy" else None for s in job.experts
         ]
-        sources = {-1: job.base, **dict(enumerate(job.experts))}
-        self.hashers = {i: hashlib.sha256() for i, s in sources.items() if hashing and s and s.dense}
-        for source in sources.values():
+        self.hashers: dict[int, hashlib._Hash] = {}
+        for source in (job.base, *job.experts):
             if source and source.dense and source.rows is None:
                 lane.files.advise(source.dense)
         rows = block_rows(job, *job.output.matrix)
         self._stack = torch.empty(len(job.experts), rows, self.columns)
         self._base = torch.empty(rows, self.columns)
+
+    def start_hashing(self) -> None:
+        """From now on, hash what is read of each dense input: for the one pass that reads every block once."""
+        sources = {-1: self.job.base, **dict(enumerate(self.job.experts))}
+        self.hashers = {model: hashlib.sha256() for model, s in sources.items() if s and s.dense}
 
     def _read(self, source: Source, model: int, first: int, last: int, out: torch.Tensor) -> None:
         assert source.dense is not None
@@ -201,7 +208,8 @@ class Inputs:
             return torch.tensor(source.rows[first:last]) < 0
 
         absent = torch.stack([missing(s if s.dense is not None else self.job.base) for s in self.job.experts])
-        lost = missing(self.job.base)
+        # Without a base there is nothing to stay at: a model that lacks the token takes the others' mean.
+        lost = missing(self.job.base) if self.job.base else absent.any(0)
         if bool(lost.any()):
             present = (~absent).to(torch.float32).unsqueeze(-1)
             mean = (stack.where(~absent.unsqueeze(-1), 0.0)).sum(0) / present.sum(0).clamp(min=1)
@@ -213,9 +221,9 @@ class Inputs:
         return replace(self.job.view, start=first * self.columns)
 
 
-def run_scan(job: Job, lane: Lane, scan: Scan, turn: int) -> Scan:
+def run_scan(job: Job, lane: Lane, scan: Scan, turn: int, inputs: Inputs | None = None) -> Scan:
     """Show every block of one tensor to a scan, once."""
-    inputs = Inputs(job, lane)
+    inputs = inputs or Inputs(job, lane)
     for first, last in blocks(job):
         scan.see(turn, inputs.block(first, last)[1].to(lane.device), inputs.view(first))
     return scan
@@ -236,7 +244,11 @@ def run_job(job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool =
     """
     if not job.output.is_float or (job.route == "copy" and job.output.dtype == "F64"):
         return _copy_bytes(job, lane, sink)  # float32 would lose digits of a tensor that nobody changed
-    inputs = Inputs(job, lane, hashing=True)
+    inputs = Inputs(job, lane)
+    own = stats
+    if job.route == "blocks" and stats is None:
+        own = _scan_tensor(job, lane, inputs)
+    inputs.start_hashing()
     if job.route == "copy":
         return _write(job, inputs, sink)
     if job.route == "dense":
@@ -249,7 +261,6 @@ def run_job(job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool =
             digest = sink.write_factors(job, delta)
             return Done(job.output.name, digest, {}, size, 0.0, norms, size, delta.rank)
         return replace(_write(job, inputs, sink, delta.rows), deltas=norms, rank=delta.rank)
-    own = _scan_tensor(job, lane) if stats is None else stats
     keywords = {} if own is None else {"stats": own}
 
     def merge(stack: torch.Tensor, first: int) -> torch.Tensor:
@@ -258,14 +269,14 @@ def run_job(job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool =
     return _merge_blocks(job, inputs, sink, merge)
 
 
-def _scan_tensor(job: Job, lane: Lane) -> Any:
+def _scan_tensor(job: Job, lane: Lane, inputs: Inputs) -> Any:
     make = job.spec.scan
     scan = make(len(job.experts), job.output.entries, **job.bound) if make else None
     if scan is None:
         return None
     turn = 0
     while turn < scan.passes:
-        run_scan(job, lane, scan, turn)
+        run_scan(job, lane, scan, turn, inputs)
         scan.close(turn)
         turn += 1
     return scan.result()

@@ -6,13 +6,16 @@ making. It is removed when the output is whole.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from triune.checkpoint.index import read_json
 from triune.engine.job import Done
+from triune.engine.plan import Plan
 from triune.errors import UserError
 from triune.output.atomic import write_text
 
@@ -31,21 +34,28 @@ class Journal:
         self.finished: dict[str, Done] = {}
         plan = self.folder / "plan.json"
         if plan.exists():
-            theirs = json.loads(plan.read_text(encoding="utf-8"))
-            if theirs["fingerprint"] != fingerprint:
+            theirs = read_json(plan)
+            if theirs.get("fingerprint") != fingerprint:
+                what = theirs.get("description", "unknown")
                 raise UserError(
-                    f"{out} holds an unfinished merge of something else ({theirs['description']}). Continue that one with "
+                    f"{out} holds an unfinished merge of something else ({what}). Continue that one with "
                     f"its own command, remove {self.folder}, or choose another output folder."
                 )
             self._load()
         else:
             refuse_occupied(out)
+            shutil.rmtree(self.folder, ignore_errors=True)  # left behind while it was being thrown away
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{out} cannot be made: {error.strerror}. Name another folder.") from None
             write_text(plan, json.dumps({"fingerprint": fingerprint, "description": description}) + "\n")
         self._lines = os.open(self.folder / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lines)
+            raise UserError(f"Another process is merging into {out}. Wait for it, or choose another folder.") from None
 
     def _load(self) -> None:
         journal = self.folder / "journal.jsonl"
@@ -76,15 +86,21 @@ class Journal:
 
     def discard(self) -> None:
         """Leave nothing behind: the input was wrong."""
-        os.close(self._lines)
+        (self.folder / "journal.jsonl").unlink(missing_ok=True)  # first: bytes without a journal are never trusted
         shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lines)
         if self.out.exists() and not any(self.out.iterdir()):
             self.out.rmdir()
 
     def close(self) -> None:
         """The output is whole."""
-        os.close(self._lines)
         shutil.rmtree(self.folder)
+        os.close(self._lines)
+
+
+def is_finished(plan: Plan, out: Path) -> bool:
+    """Whether the folder holds this very merge already."""
+    return (out / LOCK).exists() and read_json(out / LOCK).get("fingerprint") == plan.fingerprint
 
 
 def refuse_occupied(out: Path) -> None:

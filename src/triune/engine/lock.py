@@ -17,8 +17,8 @@ from triune.engine.plan import Model, Plan
 from triune.output.gate import Check
 
 
-def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[Check]) -> str:
-    """The text of the lock file. Holds no time and no absolute path: equal merges have equal locks."""
+def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[Check], device: str) -> str:
+    """The text of the lock file. It holds no time and no absolute path."""
     models = [*([(-1, plan.base)] if plan.base else []), *enumerate(plan.experts)]
     shards = {s.name for s in plan.shards}
     files = (p for p in out.rglob("*") if p.is_file() and p.name not in shards and ".triune" not in p.parts)
@@ -30,12 +30,14 @@ def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[C
         "python": platform.python_version(),
         "torch": version("torch"),
         "method": plan.method.name,
-        "semantics": plan.recipe.semantics,
+        "semantics": plan.semantics,
         "seed": plan.recipe.seed,
         "output": plan.recipe.output,
         "dtype": plan.dtype,
+        "device": device.split(":")[0],
         "shard_bytes": plan.shard_bytes,
         "recipe_folder": os.path.relpath(start.resolve(), out.resolve()),
+        "working_folder": os.path.relpath(Path().resolve(), out.resolve()),
         "models": [_model(index, model, results) for index, model in models],
         "files": {name: file_digest(out / name) for name in beside},
         "tensors": {d.tensor: d.digest for d in results},
@@ -57,6 +59,7 @@ def _model(index: int, model: Model, results: Sequence[Done]) -> dict[str, Any]:
         entry["tensors_sha256"] = read.hexdigest()
     if model.adapter:
         entry["adapter_sha256"] = file_digest(model.adapter.folder / "adapter_model.safetensors")
+        entry["adapter_config_sha256"] = file_digest(model.adapter.folder / "adapter_config.json")
     return entry
 
 

@@ -19,7 +19,7 @@ from triune.engine.cores import available_cores, pick_device
 from triune.engine.executors import Executor
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Done, Job, Sink, run_job, run_scan
-from triune.engine.journal import LOCK, Journal
+from triune.engine.journal import LOCK, Journal, is_finished
 from triune.engine.lock import lock_file
 from triune.engine.plan import Plan, check_disk, make_plan
 from triune.engine.progress import Advanced, Finished, Listener, Started, silent
@@ -92,15 +92,15 @@ def merge(
         for model in (*plan.experts, *([plan.base] if plan.base else [])):
             model.ref.fetch()
         plan = make_plan(recipe, memory_limit=limit, shard_bytes=shard_bytes)
-    if (out / LOCK).exists() and (lock := read_json(out / LOCK)).get("fingerprint") == plan.fingerprint:
+    if is_finished(plan, out):
         shutil.rmtree(out / ".triune", ignore_errors=True)  # killed after the lock, before the last step
-        checks = [Check(c["check"], c["passed"], c["value"], c["sentence"]) for c in lock["gate"]]
+        checks = [Check(c["check"], c["passed"], c["value"], c["sentence"]) for c in read_json(out / LOCK)["gate"]]
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
     device = pick_device(device)
-    journal = Journal(out, plan.fingerprint, plan.description)
     executor = executor or LocalExecutor(threads or available_cores(), limit, device)
     try:
+        journal = Journal(out, plan.fingerprint, plan.description)
         try:
             with ShardWriter(journal.folder, plan.shards, out) as writer:
                 sink = PartSink(journal.folder) if plan.lora else ShardSink(writer)
@@ -147,7 +147,12 @@ def scan_model(plan: Plan, executor: Executor, listener: Listener) -> Any:
     # A tensor that no adapter changes is a part of the model all the same: deltas of zero, for which nothing is read.
     nothing = (Source(),) * len(first.experts)
     unchanged = [j for j in plan.jobs if j.route == "copy" and j.output.is_float]
-    jobs += [replace(j, method=first.method, bound=first.bound, base=None, experts=nothing) for j in unchanged]
+    jobs += [
+        replace(
+            j, route="blocks", method=first.method, bound=first.bound, base=None, experts=nothing, nbytes=first.nbytes
+        )
+        for j in unchanged
+    ]
     for turn in range(scan.passes):
         listener(Started(f"scan {turn + 1} of {scan.passes}", sum(j.traffic for j in jobs)))
 
@@ -218,7 +223,6 @@ def _finish(
         if all(c.passed is not False for c in checks):
             checks = [*checks, *check_model(out, template.checkpoint.folder, memory_limit=limit, device=device)]
         listener(Finished("gate"))
-    semantics = next((str(j.bound["semantics"]) for j in plan.jobs if "semantics" in j.bound), "paper")
     write_card(
         out,
         method_title=plan.method.title,
@@ -229,13 +233,13 @@ def _finish(
         experts=[m.parent for m in plan.experts],
         recipe_text=plan.recipe.text,
         merged_by=f"triune {__version__}",
-        semantics=semantics,
+        semantics=plan.semantics,
         seed=plan.recipe.seed,
         gate_lines=[c.sentence for c in checks] or ["The gate was switched off."],
         output=plan.recipe.output,
     )
     # The lock comes last: a folder that has one is finished.
-    write_text(out / LOCK, lock_file(plan, out, results, checks))
+    write_text(out / LOCK, lock_file(plan, out, results, checks, device))
     journal.close()
     ranks = {d.tensor: d.rank for d in results if d.rank is not None} or None
     return MergeResult(out, plan, tuple(checks), resumed, ranks)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, Shard, lay_out
 from triune.engine.budget import human
 from triune.engine.job import Job, Route, memory_of
-from triune.errors import CheckpointError, ParameterError, RecipeError, UserError
+from triune.errors import CheckpointError, RecipeError, UserError
 from triune.methods import Method, find
 from triune.methods._spec import View
 from triune.output.beside import Beside, plan_beside
@@ -84,6 +85,11 @@ class Plan:
         return self.base or self.experts[0]
 
     @property
+    def semantics(self) -> str | None:
+        """mergekit or paper; None for a method that has one reading only."""
+        return next((str(j.bound["semantics"]) for j in self.jobs if "semantics" in j.bound), None)
+
+    @property
     def read_bytes(self) -> int:
         return sum(j.read_bytes for j in self.jobs)
 
@@ -103,7 +109,8 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with anything that could change a byte of the output: recipe, inputs, layout, version."""
-        digest = hashlib.sha256(f"triune {__version__}\n{self.recipe.output} {self.shard_bytes}\n".encode())
+        made_with = f"triune {__version__} torch {version('torch')}"
+        digest = hashlib.sha256(f"{made_with}\n{self.recipe.output} {self.shard_bytes}\n".encode())
         for job in self.jobs:
             bound = sorted(job.bound.items())
             digest.update(repr((job.output, job.route, job.method, bound, job.view, job.base, job.experts)).encode())
@@ -324,8 +331,12 @@ def _jobs(
             placed.append(source)
         output = TensorInfo(name, DTYPES[dtype] if dtype else info.dtype, shape, "", 0)
         view = View(name, tuple(e.name for e in recipe.experts), recipe.seed, 0, shape)
-        bound = _bind(recipe, method, name, layers)
+        bound = method.bind(resolve(recipe, method, name, num_layers=layers), len(recipe.experts))
         route = _route(recipe, method, bound, view, placed)
+        if route == "dense" and any(s.rows is not None for s in (origin, *placed) if s):
+            raise RecipeError(
+                f"{method.name} cannot decompose {name} while tokenizer_source moves its rows. Set embeddings: mean."
+            )
         yield Job(index, output, route, method.name, bound, view, origin, tuple(placed))
 
 
@@ -340,13 +351,6 @@ def _copy_of(index: int, info: TensorInfo, origin: Source, recipe: Recipe) -> Jo
     if recipe.output == "lora":
         return None
     return Job(index, info, "copy", "task_arithmetic", {}, View(info.name, shape=info.shape), origin, ())
-
-
-def _bind(recipe: Recipe, method: Method, name: str, layers: int) -> Mapping[str, Any]:
-    try:
-        return method.bind(resolve(recipe, method, name, num_layers=layers), len(recipe.experts))
-    except ParameterError as error:
-        raise ParameterError(f"{error} ({recipe.origin}, for tensor {name})") from None
 
 
 def _route(recipe: Recipe, method: Method, bound: Mapping[str, Any], view: View, sources: Sequence[Source]) -> Route:
@@ -422,7 +426,8 @@ def check_disk(plan: Plan, out: Path) -> None:
     while not folder.exists():
         folder = folder.parent
     needed = sum(s.nbytes for s in plan.shards) + 2**26
-    begun = (out / ".triune").glob("*.safetensors")  # of an interrupted run, which this one continues
+    # What an interrupted run has written already, in the making or in place, needs no room again.
+    begun = [p for s in plan.shards for p in (out / ".triune" / s.name, out / s.name) if p.exists()]
     free = shutil.disk_usage(folder).free
     if free + sum(file.stat().st_blocks * 512 for file in begun) < needed:
         raise UserError(f"The output takes {human(needed)}, but {folder} has {human(free)} free. Name another folder.")

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from triune.checkpoint.index import open_checkpoint, read_json
 from triune.checkpoint.reader import Files, Reader
 from triune.engine.budget import default_limit
-from triune.engine.cores import available_cores
+from triune.engine.cores import available_cores, pick_device
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Done, Job, run_job
 from triune.engine.journal import LOCK
 from triune.engine.lock import file_digest
 from triune.engine.merge import scan_model
-from triune.engine.plan import make_plan
+from triune.engine.plan import Plan, make_plan
 from triune.engine.progress import Listener, silent
 from triune.engine.sinks import NullSink
 from triune.errors import UserError
@@ -52,7 +53,8 @@ def verify(
     if not (out / LOCK).exists():
         raise UserError(f"{out} has no {LOCK}, so there is nothing to compare it with. Only finished merges have one.")
     lock = read_json(out / LOCK)
-    if not all(isinstance(lock.get(key), dict) for key in ("files", "tensors")):
+    wanted = {"files": dict, "tensors": dict, "output": str, "shard_bytes": int, "recipe_folder": str}
+    if not all(isinstance(lock.get(key), kind) for key, kind in wanted.items()):
         raise UserError(f"{out / LOCK} is damaged, so there is nothing to compare the folder with. Merge it again.")
     problems = []
     for name, digest in lock["files"].items():
@@ -63,22 +65,8 @@ def verify(
     tensors = 0 if lock["output"] == "lora" else _check_tensors(out, lock["tensors"], problems.append)
     recomputed, note = 0, ""
     try:
-        recipe_file = out / "mergekit_config.yml"
-        recipe = parse_recipe(
-            recipe_file.read_text(encoding="utf-8"), origin=str(recipe_file), folder=out / lock["recipe_folder"]
-        )
-        limit = default_limit()
-        plan = make_plan(recipe, memory_limit=limit, shard_bytes=lock["shard_bytes"])
-        executor = LocalExecutor(threads or available_cores(), limit)
-        most = len(plan.jobs) if sample is None else sample
-        jobs = list(plan.jobs)[:: max(1, len(plan.jobs) // max(most, 1))][:most]
-        results: list[Done] = []
-        work = partial(run_job, sink=NullSink(), stats=scan_model(plan, executor, listener), lora=plan.lora)
-
-        def done(job: Job, result: Done) -> None:
-            results.append(result)
-
-        executor.run(jobs, work, done)
+        plan, device = _plan_again(out, lock), pick_device(lock.get("device", "cpu"))
+        results = _recompute(plan, sample, threads or available_cores(), device, listener)
         for result in sorted(results, key=lambda r: r.tensor):
             if lock["tensors"].get(result.tensor) != result.digest:
                 problems.append(f"{result.tensor}: recomputing it from the inputs gives other bytes.")
@@ -86,6 +74,35 @@ def verify(
     except (UserError, OSError) as error:
         note = f"Nothing was recomputed from the inputs: {error}"
     return Verification(len(lock["files"]), tensors, recomputed, tuple(problems), note)
+
+
+def _plan_again(out: Path, lock: Mapping[str, Any]) -> Plan:
+    """The plan of the merge, from its recipe; relative paths start at the recipe's folder or where the merge was run."""
+    file = out / "mergekit_config.yml"
+    text = file.read_text(encoding="utf-8")
+    try:
+        recipe = parse_recipe(text, origin=str(file), folder=out / lock["recipe_folder"])
+        return make_plan(recipe, shard_bytes=lock["shard_bytes"])
+    except UserError:
+        if "working_folder" not in lock:
+            raise
+        recipe = parse_recipe(text, origin=str(file), folder=out / str(lock["working_folder"]))
+        return make_plan(recipe, shard_bytes=lock["shard_bytes"])
+
+
+def _recompute(plan: Plan, sample: int | None, threads: int, device: str, listener: Listener) -> list[Done]:
+    """Run some of the jobs again, for their digests alone."""
+    executor = LocalExecutor(threads, default_limit(), device)
+    most = len(plan.jobs) if sample is None else sample
+    jobs = list(plan.jobs)[:: max(1, len(plan.jobs) // max(most, 1))][:most]
+    results: list[Done] = []
+    work = partial(run_job, sink=NullSink(), stats=scan_model(plan, executor, listener), lora=plan.lora)
+
+    def done(job: Job, result: Done) -> None:
+        results.append(result)
+
+    executor.run(jobs, work, done)
+    return results
 
 
 def _check_tensors(out: Path, digests: dict[str, str], report: Callable[[str], None]) -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowRank:
-    """``left @ right``: ``[m, R] @ [R, n]``, float32. The LoRA scale is already inside ``left``."""
+    """``left @ right``: ``[m, R] @ [R, n]``, float32. The LoRA scale is already inside one of them."""
 
     left: torch.Tensor
     right: torch.Tensor

@@ -116,7 +116,7 @@ def write_card(
     experts: Sequence[Parent],
     recipe_text: str,
     merged_by: str,
-    semantics: str,
+    semantics: str | None,
     seed: int,
     gate_lines: Sequence[str],
     output: str,
@@ -125,7 +125,7 @@ def write_card(
 
     Args:
         merged_by: program and version, e.g. ``triune 0.1.0``.
-        semantics: ``mergekit`` or ``paper``.
+        semantics: ``mergekit`` or ``paper``, for methods that have both readings.
         gate_lines: one sentence for each check of the result.
         output: ``full`` or ``lora``.
     """
@@ -161,7 +161,7 @@ def write_card(
         f"---\n{front}---",
         f"# {out.absolute().name}",
         f"A merge of {len(experts)} models by **{method_title}**{source}, made with {merged_by}. {method_summary}",
-        f"Method `{method_name}` with {semantics} semantics, seed {seed}.",
+        f"Method `{method_name}`{f' with {semantics} semantics' if semantics else ''}, seed {seed}.",
         "## Parents and licences",
         "\n".join(rows),
         terms,

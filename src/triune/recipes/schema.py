@@ -125,7 +125,7 @@ class RecipeFile(_Strict):
     merge_method: str = Field(description="The merge method's name.")
     base_model: Reference | None = Field(None, description="The model that the others were fine-tuned from.")
     parameters: dict[str, Any] | None = Field(None, description="Parameters of the method, for all models.")
-    dtype: Dtype | None = Field(None, description="Data type to merge in and to write.")
+    dtype: Dtype | None = Field(None, description="Data type to write; arithmetic is always float32.")
     out_dtype: Dtype | None = Field(None, description="Data type to write, where it differs from dtype.")
     tokenizer_source: Reference | None = Field(None, description="base, union, or one of the models.")
     tokenizer: TokenizerEntry | None = None

@@ -77,6 +77,11 @@ class LocalExecutor:
                 except KeyboardInterrupt:
                     failure = failure or Interrupted("Stopped. Run the same command again to continue.")
                     stop.set()
+                except (
+                    Exception
+                ) as error:  # of the listener or the journal: the lanes must end before their files close
+                    failure = failure or error
+                    stop.set()
             for lane in lanes:
                 lane.join()
         torch.set_num_threads(threads_before)
