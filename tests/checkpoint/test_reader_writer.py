@@ -82,7 +82,8 @@ def test_a_file_that_ends_while_it_is_read(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     info = TensorInfo("w", "F32", (2,), str(tmp_path / "gone"), 0)
-    with Files() as files, pytest.raises(CheckpointError, match=r"gone cannot be read: No such file"):
+    # Not a mistake in a model: the merge keeps what is finished and says what the system said.
+    with Files() as files, pytest.raises(FileNotFoundError, match="gone"):
         Reader(files).whole(info)
 
 

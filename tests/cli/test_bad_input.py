@@ -161,7 +161,7 @@ def test_unknown_device(merge: Any, models: Models, tmp_path: Path) -> None:
 
 
 def test_nonsense_device(merge: Any, models: Models, tmp_path: Path) -> None:
-    refused(merge(models, "--device", "gpu"), tmp_path / "out", "--device gpu", "cpu or auto")
+    refused(merge(models, "--device", "gpu"), tmp_path / "out", "--device must be cpu, cuda, cuda:N or auto, got gpu")
 
 
 # --- the output folder ------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_pickles(merge: Any, own_models: Models, tmp_path: Path) -> None:
 
 def test_quantised_model(merge: Any, own_models: Models, tmp_path: Path) -> None:
     edit_config(own_models.root / "honest", quantization_config={"quant_method": "gptq"})
-    refused(merge(own_models), tmp_path / "out", "honest", "quantised", "Use the original checkpoint")
+    refused(merge(own_models), tmp_path / "out", "honest", "quantised", "Dequantise it first")
 
 
 def test_adapter_of_another_base(merge: Any, own_models: Models, write_adapter: Any, tmp_path: Path) -> None:

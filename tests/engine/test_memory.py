@@ -103,9 +103,9 @@ def test_no_method_takes_more_than_it_says(write: Any, models: Models, tmp_path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("method", ["linear", "tsvm"])
+@pytest.mark.parametrize(("method", "rank"), [("linear", 16), ("tsvm", 16), ("ties", 256)])
 def test_adapters_take_no_more_than_they_say(
-    write: Any, models: Models, write_adapter: Any, tmp_path: Path, method: str
+    write: Any, models: Models, write_adapter: Any, tmp_path: Path, method: str, rank: int
 ) -> None:
     for size, shape in (("large", (1536, 512)), ("small", (48, 32))):
         write_models(write, models, tmp_path / size, *shape)
@@ -113,7 +113,12 @@ def test_adapters_take_no_more_than_they_say(
             for file in (tmp_path / size / name).iterdir():
                 file.unlink()
             (tmp_path / size / name).rmdir()
-            write_adapter(tmp_path / size / name, {"model.layers.0.mlp.up_proj.weight": shape}, seed=seed, rank=16)
+            write_adapter(
+                tmp_path / size / name,
+                {"model.layers.0.mlp.up_proj.weight": shape},
+                seed=seed,
+                rank=rank if size == "large" else 16,
+            )
     ((_, route, says, takes),) = measure(tmp_path / "large", tmp_path / "small", [(method, ["weight=1"])])
     assert route == ("factors" if method == "tsvm" else "blocks")
     assert takes <= says + 2**20

@@ -115,7 +115,7 @@ def test_killed_between_the_lock_and_the_last_step(
 ) -> None:
     command = ("merge", *larger.flags, *SETTINGS, out)
     with monkeypatch.context() as patch:
-        patch.setattr("triune.engine.journal.Journal.close", lambda self: os.close(self._lines))
+        patch.setattr("triune.engine.journal.Journal.finish", lambda self: None)
         assert triune(*command).code == 0
     assert (out / ".triune").exists()
     assert triune(*command).code == 0

@@ -89,3 +89,23 @@ def test_the_tokenizer_fits_the_rows(rows: Any, merge: Any, tmp_path: Path, sour
     assert len(known) == len(merged[EMBEDDING])
     assert ("<a>" in known) == (source != "base")
     assert all(loaded.token_to_id(w) == i for i, w in enumerate(VOCABULARIES["a" if source == "a" else "base"]))
+
+
+def test_without_a_base_a_new_token_keeps_its_row(rows: Any, triune: Run, load: Any, tmp_path: Path) -> None:
+    """Averaged only with models that have the token: the mean of one row is that row, whatever the weights."""
+    experts = ("--expert", f"b={tmp_path / 'b'}", "--expert", f"a={tmp_path / 'a'}")
+    settings = ("--set", "weight=0.5", "--set", "tokenizer_source=union")
+    told = triune("merge", *experts, "--method", "linear", *settings, "--no-gate", tmp_path / "out")
+    assert told.code == 0, told.err
+    merged = load(tmp_path / "out")
+    assert torch.allclose(merged[EMBEDDING][-1], rows["a"][EMBEDDING]["<a>"])
+    one = (rows["a"][EMBEDDING]["one"] + rows["b"][EMBEDDING]["one"]) / 2
+    assert torch.allclose(merged[EMBEDDING][1], one)
+
+
+def test_rows_that_move_are_not_decomposed(rows: Any, triune: Run, tmp_path: Path) -> None:
+    flags = ("--base", tmp_path / "base", "--expert", f"a={tmp_path / 'a'}", "--expert", f"b={tmp_path / 'b'}")
+    settings = ("--set", "tokenizer_source=union", "--set", "embeddings=svd")
+    told = triune("merge", *flags, "--method", "tsvm", *settings, tmp_path / "out")
+    assert told.code == 2
+    assert "Set embeddings: mean" in told.err

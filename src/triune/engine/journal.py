@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from triune.output.atomic import write_text
 LOCK = "triune.lock.json"
 
 
-class Journal:
+class Journal(AbstractContextManager["Journal"]):
     """The working folder of one merge.
 
     Opening it makes the folder, or finds what an earlier run of the same plan has finished; another plan is refused.
@@ -88,14 +89,15 @@ class Journal:
         """Leave nothing behind: the input was wrong."""
         (self.folder / "journal.jsonl").unlink(missing_ok=True)  # first: bytes without a journal are never trusted
         shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lines)
         if self.out.exists() and not any(self.out.iterdir()):
             self.out.rmdir()
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """The output is whole."""
         shutil.rmtree(self.folder)
-        os.close(self._lines)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lines)  # which gives up the lock
 
 
 def is_finished(plan: Plan, out: Path) -> bool:

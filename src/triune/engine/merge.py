@@ -100,19 +100,19 @@ def merge(
     device = pick_device(device)
     executor = executor or LocalExecutor(threads or available_cores(), limit, device)
     try:
-        journal = Journal(out, plan.fingerprint, plan.description)
-        try:
-            with ShardWriter(journal.folder, plan.shards, out) as writer:
-                sink = PartSink(journal.folder) if plan.lora else ShardSink(writer)
-                resumed = _forget_damaged(plan, journal, writer)
-                _stream(plan, journal, executor, sink, listener)
-                writer.finish()
-            if plan.lora:
-                _assemble(plan, journal, out)
-        except UserError:
-            journal.discard()  # an input is wrong: there is nothing to continue
-            raise
-        return _finish(plan, journal, out, limit, device, gate, resumed, listener)
+        with Journal(out, plan.fingerprint, plan.description) as journal:
+            try:
+                with ShardWriter(journal.folder, plan.shards, out) as writer:
+                    sink = PartSink(journal.folder) if plan.lora else ShardSink(writer)
+                    resumed = _forget_damaged(plan, journal, writer)
+                    _stream(plan, journal, executor, sink, listener)
+                    writer.finish()
+                if plan.lora:
+                    _assemble(plan, journal, out)
+            except UserError:
+                journal.discard()  # an input is wrong: there is nothing to continue
+                raise
+            return _finish(plan, journal, out, limit, device, gate, resumed, listener)
     except OSError as error:
         raise UserError(
             f"Reading or writing failed: {error}. What is finished is kept: remove the cause, such as a full disk, and "
@@ -240,6 +240,6 @@ def _finish(
     )
     # The lock comes last: a folder that has one is finished.
     write_text(out / LOCK, lock_file(plan, out, results, checks, device))
-    journal.close()
+    journal.finish()
     ranks = {d.tensor: d.rank for d in results if d.rank is not None} or None
     return MergeResult(out, plan, tuple(checks), resumed, ranks)
