@@ -485,3 +485,32 @@ def test_our_own_mistake_is_not_blamed_on_the_user(merge: Any, models: Models, m
     assert told.code == 70
     assert "Traceback" in told.err
     assert "bug in triune" in told.err
+
+
+# --- the command line itself ------------------------------------------------------------------------------------
+
+
+def test_no_output_folder(triune: Run, models: Models) -> None:
+    for args in ((), models.flags):
+        told = triune("merge", *args)
+        assert told.code == 2
+        assert told.err == "triune: The output folder is missing: add it at the end.\n"
+
+
+def test_swapped_arguments(triune: Run) -> None:
+    told = triune("merge", "out", "recipe.yaml")
+    assert told.code == 2
+    assert "the recipe comes first, then OUT" in told.err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md"])
+def test_a_finished_merge_that_lost_a_file_is_not_called_done(
+    merge: Any, triune: Run, models: Models, tmp_path: Path, name: str
+) -> None:
+    assert merge(models).code == 0
+    assert merge(models).code == 0
+    (tmp_path / "out" / name).unlink()
+    told = merge(models)
+    assert told.code == 2
+    assert f"its {name} is missing" in told.err
+    assert "triune verify" in told.err

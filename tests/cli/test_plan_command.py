@@ -95,3 +95,23 @@ def test_an_adapter_as_output(models: Models, triune: Run, write_adapter: Any, t
     assert plan["shards"] == []
     assert plan["routes"] == {"factors": 1}
     assert plan["experts"][0]["adapter"] is True
+
+
+def test_settings_that_were_probably_not_meant_are_noted(models: Models, triune: Run, tmp_path: Path) -> None:
+    """A list runs over the layers, also where it has one number for each expert; a filter may match nothing."""
+    weights = ("--set", "weight=[1, 2, 3]")
+    notes = planned(triune, *models.flags, "--method", "ties", *weights)["notes"]
+    said = "runs over the layers, first to last. For one value an expert, set it for each expert."
+    assert f"weight: [1, 2, 3] {said}" in notes
+    recipe = tmp_path / "r.yaml"
+    entries = "\n".join(f"  - model: {models.root / n}" for n in models.names)
+    recipe.write_text(
+        f"merge_method: ties\nbase_model: {models.root / 'base'}\nmodels:\n{entries}\n"
+        "parameters:\n  weight:\n    - {filter: mpl, value: 0.5}\n    - value: 1\n"
+    )
+    assert "weight: the filter 'mpl' matches no tensor." in planned(triune, recipe)["notes"]
+
+
+def test_a_range_is_shown_as_one(models: Models, triune: Run) -> None:
+    told = triune("plan", *models.flags, "--method", "ties", "--set", "density=[0.25, 0.75]")
+    assert "density 0.25..0.75" in " ".join(told.out.split())

@@ -170,8 +170,7 @@ def test_flags_are_refused():
     assert message(experts=[]) == "models must list at least one model, got [] (command line)."
     assert message(experts=["h="]) == "models[0].model must not be empty, got '' (command line)."
     assert message(base=None) == (
-        "base_model is missing: ties merges differences from it (command line, merge_method). Write "
-        "`base_model: org/name`."
+        "base_model is missing: ties merges differences from it (command line, merge_method). Add --base MODEL."
     )
     assert message(method="tie").startswith("There is no merge method 'tie' (command line). Did you mean ties?")
     assert message(method="linear", experts=[]) == "models must list at least one model, got [] (command line)."

@@ -17,7 +17,11 @@ MethodName = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="KEY=VALUE: a parameter of the method, or seed, dtype, output ...; repeat."),
+    typer.Option(
+        "--set",
+        "-s",
+        help="KEY=VALUE: a parameter of the method (weight.LABEL=0.5 for one expert), or seed, dtype, output ...; repeat.",
+    ),
 ]
 Memory = Annotated[
     str | None,

@@ -76,22 +76,31 @@ def plan_table(plan: Any, threads: int, limit: int) -> Table:
     size = "an adapter" if plan.lora else f"{human(plan.write_bytes)} in {len(plan.shards)} file(s)"
     table.add_row("output", f"{size}, {plan.dtype}")
     table.add_row("reads", human(plan.read_bytes))
-    table.add_row("memory", f"{human(plan.peak_bytes(threads))} at the peak on {threads} threads; limit {human(limit)}")
-    for line in (*plan.beside.report, *plan.beside.warnings):
+    peak = min(plan.peak_bytes(threads), limit)
+    table.add_row("memory", f"{human(peak)} at the peak on up to {threads} threads; limit {human(limit)}")
+    for line in plan.notes:
         table.add_row("note", line)
     return table
 
 
 def _parameters(plan: Any) -> str:
-    """The parameters of the first merged tensor; a star marks those that change from tensor to tensor."""
+    """Each parameter, one number for each expert; those that change from tensor to tensor as a range."""
     merged = [j for j in plan.jobs if j.route != "copy"] or plan.jobs
-    first = merged[0].bound
     shown = []
-    for key, value in first.items():
-        text = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
-        star = "*" if any(j.bound.get(key) != value for j in merged) else ""
-        shown.append(f"{key.rstrip('_')}{star} {text}")
+    for key, value in merged[0].bound.items():
+        values = [j.bound.get(key) for j in merged]
+        each = zip(*values, strict=True) if isinstance(value, tuple) else [values]
+        text = " ".join(_range(v) for v in each)
+        shown.append(f"{key.rstrip('_')} {text}")
     return ", ".join(shown)
+
+
+def _range(values: Any) -> str:
+    """``0.2`` or ``0.2..0.8``."""
+    different = set(values)
+    if len(different) == 1 or not all(isinstance(v, int | float) for v in different):
+        return " or ".join(sorted(f"{v:g}" if isinstance(v, float) else f"{v}" for v in different))
+    return f"{min(different):g}..{max(different):g}"
 
 
 def plan_json(plan: Any, threads: int, limit: int) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def plan_json(plan: Any, threads: int, limit: int) -> dict[str, Any]:
         "threads": threads,
         "shards": [s.name for s in plan.shards],
         "fingerprint": plan.fingerprint,
-        "notes": [*plan.beside.report, *plan.beside.warnings],
+        "notes": list(plan.notes),
         "tensors": [
             {
                 "name": j.output.name,
@@ -131,14 +140,15 @@ def show_result(result: Any, seconds: float) -> None:
         console.print(f"{result.out} is this very merge already; nothing to do.")
         return
     plan = result.plan
-    for line in (*plan.beside.report, *plan.beside.warnings):
+    for line in plan.notes:
         console.print(f"  note     {line}", soft_wrap=True)
     for check in result.checks:
         mark = {True: "[green]ok[/]     ", False: "[red]FAILED[/] ", None: "not run"}[check.passed]
         console.print(f"  {mark}  {check.sentence}", soft_wrap=True)
     again = f", {result.resumed} of them by an earlier run" if result.resumed else ""
     ranks = result.ranks.values() if result.ranks else ()
-    rank = f" of rank {min(ranks)} to {max(ranks)}" if ranks else ""
+    rank = f" of rank {min(ranks)}" if ranks else ""
+    rank += f" to {max(ranks)}" if len(set(ranks)) > 1 else ""
     size = "an adapter" + rank if plan.lora else human(plan.write_bytes)
     console.print(
         f"{result.out}: {plan.description}; {len(plan.jobs)} tensors{again}, {size}, {seconds:.1f} s.", soft_wrap=True
@@ -154,7 +164,7 @@ def result_json(result: Any) -> dict[str, Any]:
         "tensors": len(result.plan.jobs),
         "resumed": result.resumed,
         "already_done": result.already_done,
-        "passed": result.passed,
+        "passed": result.passed if result.checks else None,
         "checks": [
             {"check": c.name, "passed": c.passed, "value": c.value, "sentence": c.sentence} for c in result.checks
         ],

@@ -44,7 +44,7 @@ def demo(
     if not result.passed:
         raise CheckFailed("The merged model failed its checks; see above.")
     console.print(
-        f"\nThe merged model is in {out}: a folder that transformers, vLLM and llama.cpp's converter load. Next:\n"
+        f"\nThe merged model is in {out}: a folder that transformers loads. Next:\n"
         f"  triune verify {out}\n"
         f"  triune plan --base demo:base {flags}\n"
         "  triune methods",

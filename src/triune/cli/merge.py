@@ -24,12 +24,12 @@ from triune.cli._options import (
 )
 
 Paths = Annotated[
-    list[str], typer.Argument(metavar="[RECIPE.yaml] OUT", help="A recipe, if any, and the output folder.")
+    list[str] | None, typer.Argument(metavar="[RECIPE.yaml] OUT", help="A recipe, if any, and the output folder.")
 ]
 
 
 def merge(
-    paths: Paths,
+    paths: Paths = None,
     base: Base = None,
     expert: Experts = None,
     method: MethodName = None,
@@ -56,6 +56,10 @@ def merge(
     from triune.engine.budget import parse_bytes
     from triune.errors import CheckFailed, RecipeError
 
+    if not paths:
+        raise RecipeError("The output folder is missing: add it at the end.")
+    if len(paths) == 2 and paths[1].endswith((".yaml", ".yml")):
+        raise RecipeError(f"{paths[1]} stands where the output folder belongs: the recipe comes first, then OUT.")
     if len(paths) > 2:
         raise RecipeError(f"Expected [RECIPE.yaml] OUT, got {' '.join(paths)}.")
     if len(paths) == 1 and not expert:

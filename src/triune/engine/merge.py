@@ -20,7 +20,7 @@ from triune.engine.executors import Executor
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Done, Job, Sink, run_job, run_scan
 from triune.engine.journal import LOCK, Journal, is_finished
-from triune.engine.lock import lock_file
+from triune.engine.lock import file_digest, lock_file
 from triune.engine.plan import Plan, check_disk, make_plan
 from triune.engine.progress import Advanced, Finished, Listener, Started, silent
 from triune.engine.sinks import PartSink, ShardSink
@@ -94,6 +94,7 @@ def merge(
         plan = make_plan(recipe, memory_limit=limit, shard_bytes=shard_bytes)
     if is_finished(plan, out):
         shutil.rmtree(out / ".triune", ignore_errors=True)  # killed after the lock, before the last step
+        _check_finished(plan, out)
         checks = [Check(c["check"], c["passed"], c["value"], c["sentence"]) for c in read_json(out / LOCK)["gate"]]
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
@@ -118,6 +119,22 @@ def merge(
             f"Reading or writing failed: {error}. What is finished is kept: remove the cause, such as a full disk, and "
             "run the same command again."
         ) from None
+
+
+def _check_finished(plan: Plan, out: Path) -> None:
+    """A finished folder is not called done if something of it is gone."""
+    sizes = {s.name: s.nbytes for s in plan.shards}
+    digests = read_json(out / LOCK)["files"]
+    for name in (*sizes, *digests):
+        path = out / name
+        intact = path.is_file() and (
+            path.stat().st_size == sizes[name] if name in sizes else file_digest(path) == digests[name]
+        )
+        if not intact:
+            raise UserError(
+                f"{out} holds this merge, but its {name} is {'changed' if path.exists() else 'missing'}. "
+                f"`triune verify {out}` tells more; to merge again, name another folder or remove this one."
+            )
 
 
 def _stream(plan: Plan, journal: Journal, executor: Executor, sink: Sink, listener: Listener) -> None:

@@ -76,6 +76,15 @@ class Plan:
     shard_bytes: int = DEFAULT_SHARD
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before the merge."""
+        return (
+            *self.beside.report,
+            *self.beside.warnings,
+            *_odd_settings(self.recipe, [j.output.name for j in self.jobs]),
+        )
+
+    @property
     def lora(self) -> bool:
         return self.recipe.output == "lora"
 
@@ -391,6 +400,21 @@ def _only_factors(method: Method, jobs: Sequence[Job], experts: Sequence[Model])
     return [replace(j, route="factors") for j in changed]
 
 
+def _odd_settings(recipe: Recipe, names: Sequence[str]) -> Iterable[str]:
+    """Settings that are allowed, as in mergekit, and yet are probably not what was meant."""
+    for parameters in (recipe.parameters, *(e.parameters for e in recipe.experts)):
+        for key, setting in parameters.items():
+            for entry in setting if isinstance(setting, list | tuple) else [setting]:
+                word = entry.get("filter") if isinstance(entry, dict) else None
+                if word and word != "*" and not any(word in name for name in names):
+                    yield f"{key}: the filter {word!r} matches no tensor."
+    for key, setting in recipe.parameters.items():
+        plain = isinstance(setting, list | tuple) and len(setting) == len(recipe.experts) > 1
+        if plain and all(isinstance(v, int | float) and not isinstance(v, bool) for v in setting):
+            numbers = ", ".join(f"{v:g}" for v in setting)
+            yield f"{key}: [{numbers}] runs over the layers, first to last. For one value an expert, set it for each expert."
+
+
 # --- limits -------------------------------------------------------------------------------------------------------
 
 
@@ -412,7 +436,8 @@ def _check_memory(jobs: Sequence[Job], limit: int) -> None:
     if worst is not None and worst.nbytes > limit:
         raise UserError(
             f"--max-memory {human(limit)}: merging {worst.output.name} {list(worst.output.shape)} by {worst.method} takes "
-            f"{human(worst.nbytes)} at once. Allow at least that much, or choose a method that works in blocks."
+            f"{human(worst.nbytes)} at once. Allow at least that much"
+            + ("." if worst.route == "blocks" else ", or choose a method that works in blocks.")
         )
 
 

@@ -50,6 +50,10 @@ def verify(
         UserError: the folder has no lock file.
     """
     out = Path(out)
+    if not out.is_dir():
+        raise UserError(f"There is no folder {out}.")
+    if (out / ".triune").exists() and not (out / LOCK).exists():
+        raise UserError(f"The merge into {out} is not finished. Run its command again; it continues where it stopped.")
     if not (out / LOCK).exists():
         raise UserError(f"{out} has no {LOCK}, so there is nothing to compare it with. Only finished merges have one.")
     lock = read_json(out / LOCK)

@@ -73,7 +73,8 @@ def build(doc: Document, text: str, folder: Path | None) -> Recipe:
     experts = _experts(doc, method, file, parameters)
     if method.takes == "deltas" and file.base_model is None:
         why = f"{method.name} merges differences from it ({doc.line(('merge_method',))}, merge_method)"
-        raise RecipeError(f"base_model is missing: {why}. Write `base_model: org/name`.")
+        step = "Add --base MODEL" if doc.origin == "command line" else "Write `base_model: org/name`"
+        raise RecipeError(f"base_model is missing: {why}. {step}.")
     if len(experts) < method.minimum:
         besides = " besides base_model" if len(experts) < len(file.models) else ""
         count = "1 expert" if method.minimum == 1 else f"{method.minimum} experts"
