@@ -17,17 +17,17 @@ import json
 import os
 import secrets
 import shutil
-import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from triune.checkpoint.quiet import quiet
 from triune.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 DEMO_NAMES = ("base", "helpful", "honest", "harmless")
 
@@ -140,7 +140,8 @@ def _unpack(source: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-    with _quiet():
+    # The bar of the GGUF reader knows no switch.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model = AutoModelForCausalLM.from_pretrained(
             source.parent,
@@ -169,22 +170,3 @@ def _unpack(source: Path, folder: Path) -> None:
     (folder / "README.md").write_text(_CARD, encoding="utf-8")
     # safetensors writes files that only their owner can read, which would break a shared cache.
     (folder / "model.safetensors").chmod(path.stat().st_mode)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no warnings from transformers, and its settings as before afterwards."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        # The bar of the GGUF reader knows no switch.
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -13,7 +13,8 @@ from typing import Any
 
 from triune import __version__
 from triune.engine.job import Done
-from triune.engine.plan import Model, Plan
+from triune.engine.models import Model
+from triune.engine.plan import Plan
 from triune.output.gate import Check
 
 

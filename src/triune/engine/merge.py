@@ -25,7 +25,7 @@ from triune.engine.plan import Plan, check_disk, make_plan
 from triune.engine.progress import Advanced, Finished, Listener, Started, silent
 from triune.engine.sinks import PartSink, ShardSink
 from triune.errors import UserError
-from triune.methods._spec import Scan
+from triune.methods._spec import Scan, WholeModelScan
 from triune.output.adapter import assemble
 from triune.output.atomic import write_text
 from triune.output.beside import write_beside
@@ -158,8 +158,8 @@ def scan_model(plan: Plan, executor: Executor, listener: Listener) -> Any:
     if not jobs or plan.method.scan is None:
         return None
     first = jobs[0]
-    scan: Scan | None = plan.method.scan(len(first.experts), first.output.entries, **first.bound)
-    if scan is None or not scan.whole_model:
+    scan = plan.method.scan(len(first.experts), first.output.entries, **first.bound)
+    if not isinstance(scan, WholeModelScan):
         return None
     # A tensor that no adapter changes is a part of the model all the same: deltas of zero, for which nothing is read.
     nothing = (Source(),) * len(first.experts)
@@ -173,7 +173,7 @@ def scan_model(plan: Plan, executor: Executor, listener: Listener) -> Any:
     for turn in range(scan.passes):
         listener(Started(f"scan {turn + 1} of {scan.passes}", sum(j.traffic for j in jobs)))
 
-        def done(job: Job, part: Scan, scan: Scan = scan) -> None:
+        def done(job: Job, part: Scan, scan: WholeModelScan = scan) -> None:
             scan.add(part)
             listener(Advanced(job.traffic, job.output.name))
 
@@ -183,7 +183,7 @@ def scan_model(plan: Plan, executor: Executor, listener: Listener) -> Any:
     return scan.result()
 
 
-def _scan_part(job: Job, lane: Any, *, scan: Scan, turn: int) -> Scan:
+def _scan_part(job: Job, lane: Any, *, scan: WholeModelScan, turn: int) -> Scan:
     return run_scan(job, lane, scan.part(), turn)
 
 

@@ -16,48 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from triune import __version__
-from triune.checkpoint.index import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, Checkpoint, TensorInfo
-from triune.checkpoint.lora import Adapter, check_base, open_adapter
-from triune.checkpoint.ref import ModelRef, resolve_reference
+from triune.checkpoint.index import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, TensorInfo
 from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, Shard, lay_out
 from triune.engine.budget import human
 from triune.engine.job import Job, Route, memory_of
+from triune.engine.models import DTYPES, Model, check_shape, common_dtype, open_base, open_expert, some, tensor_names
 from triune.errors import CheckpointError, RecipeError, UserError
 from triune.methods import Method, find
-from triune.methods._spec import View
+from triune.methods._spec import View, WholeModelScan
 from triune.output.beside import Beside, plan_beside
-from triune.output.vocabulary import Parent
 from triune.recipes import Recipe, count_layers, resolve
-
-DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-
-@dataclass(frozen=True)
-class Model:
-    """One input: where it is and what its headers say."""
-
-    ref: ModelRef
-    name: str
-    checkpoint: Checkpoint
-    """Of the full model; for an adapter, of its base."""
-    adapter: Adapter | None
-    on_base: bool
-    """Nothing but (perhaps) an adapter distinguishes it from the recipe's base."""
-
-    @property
-    def parent(self) -> Parent:
-        return Parent(self.ref.text, self.name, self.checkpoint.folder, self.ref.adapter)
-
-    def source(self, name: str) -> Source | None:
-        """This model's version of one of the base's tensors; None if it has no such tensor."""
-        own = None if self.on_base else self.checkpoint.get(name)
-        if own is None and not self.on_base:
-            return None
-        factors = self.adapter.deltas.get(name) if self.adapter else None
-        if self.adapter and name in self.adapter.replaced:
-            own = self.adapter.replaced[name]
-        return Source(own, factors)
 
 
 @dataclass(frozen=True)
@@ -155,18 +124,18 @@ def make_plan(recipe: Recipe, *, memory_limit: int | None = None, shard_bytes: i
         UserError: anything in the recipe or the models that would stop the merge later.
     """
     method = find(recipe.method)
-    base = _open_base(recipe)
-    experts = tuple(_open_expert(recipe, i, base) for i in range(len(recipe.experts)))
+    base = open_base(recipe)
+    experts = tuple(open_expert(recipe, i, base) for i in range(len(recipe.experts)))
     template = base or experts[0]
     dtype = recipe.out_dtype or recipe.dtype
-    names = _tensor_names(template, experts)
+    names = tensor_names(template, experts)
     parents = [m.parent for m in experts]
     beside = plan_beside(
         template.parent,
         parents if base else parents[1:],
         tokenizer_source=recipe.tokenizer_source,
         chat_template=recipe.chat_template,
-        dtype=dtype or _common_dtype(template),
+        dtype=dtype or common_dtype(template),
     )
     jobs = [j for j in _jobs(recipe, method, base, experts, names, beside, dtype) if j is not None]
     if recipe.output == "lora":
@@ -182,110 +151,7 @@ def make_plan(recipe: Recipe, *, memory_limit: int | None = None, shard_bytes: i
     if memory_limit is not None:
         _check_memory(jobs, memory_limit)
     return Plan(
-        recipe, method, base, experts, shards, tuple(jobs), beside, dtype or _common_dtype(template), shard_bytes
-    )
-
-
-# --- opening the models -------------------------------------------------------------------------------------------
-
-
-def _open_base(recipe: Recipe) -> Model | None:
-    if recipe.base is None:
-        return None
-    ref = resolve_reference(recipe.base, recipe.folder)
-    if ref.folder is None:
-        raise CheckpointError(f"base_model: {recipe.base} is an adapter. Name the full model that it was trained on.")
-    checkpoint = ref.checkpoint()
-    adapter = open_adapter(ref.adapter, ref.text, checkpoint) if ref.adapter else None
-    if adapter is not None:
-        raise CheckpointError(
-            f"base_model: {recipe.base} carries an adapter. Merge it first (`triune merge --method linear --expert "
-            f"{recipe.base} OUT`) and name the result."
-        )
-    return Model(ref, "base", checkpoint, None, on_base=True)
-
-
-def _open_expert(recipe: Recipe, index: int, base: Model | None) -> Model:
-    expert = recipe.experts[index]
-    try:
-        ref = resolve_reference(expert.reference, recipe.folder)
-        if ref.folder is None:
-            if base is None:
-                raise CheckpointError(
-                    f"{expert.reference} is an adapter, and there is no base to put it on. Add base_model (--base)."
-                )
-            assert ref.adapter is not None
-            adapter = open_adapter(ref.adapter, ref.text, base.checkpoint)
-            check_base(adapter, base.checkpoint, base.ref.text)
-            return Model(ref, expert.name, base.checkpoint, adapter, on_base=True)
-        on_base = base is not None and ref.folder == base.ref.folder
-        checkpoint = base.checkpoint if base is not None and on_base else ref.checkpoint()
-        lora = open_adapter(ref.adapter, ref.text, checkpoint) if ref.adapter else None
-        return Model(ref, expert.name, checkpoint, lora, on_base)
-    except UserError as error:
-        raise type(error)(f"{error} ({expert.place})" if expert.place else str(error)) from None
-
-
-# --- names, shapes, dtypes ----------------------------------------------------------------------------------------
-
-
-def _tensor_names(template: Model, experts: Sequence[Model]) -> list[str]:
-    """The template's tensors, once every expert has shown that it has the same ones."""
-    ours = template.checkpoint
-    for expert in experts:
-        theirs = expert.checkpoint
-        if theirs is ours:
-            continue
-        missing = [n for n in ours.tensors if theirs.get(n) is None and not _skippable(n)]
-        extra = [n for n in theirs.tensors if n not in ours.tensors and not _skippable(n)]
-        if missing:
-            raise CheckpointError(
-                f"{expert.ref.text} lacks {_some(missing)}, which {template.ref.text} has. Only models of one "
-                "architecture can be merged."
-            )
-        if extra:
-            untied = [n for n in extra if n in ours.tied or n.endswith(OUTPUT_EMBEDDINGS)]
-            hint = (
-                " It has an output head of its own, where the base uses its embeddings: save it with tied weights."
-                if untied
-                else " Only models of one architecture can be merged."
-            )
-            raise CheckpointError(f"{expert.ref.text} has {_some(extra)}, which {template.ref.text} lacks.{hint}")
-    return list(ours.tensors)
-
-
-def _skippable(name: str) -> bool:
-    return name.endswith("inv_freq")  # a constant that old checkpoints carry along
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
-
-
-def _common_dtype(template: Model) -> str:
-    count = Counter[str]()
-    for info in template.checkpoint.tensors.values():
-        count[info.dtype] += info.entries if info.is_float else 0
-    spelled = {code: name for name, code in DTYPES.items()}
-    return spelled.get(count.most_common(1)[0][0], "float32")
-
-
-def _check_shape(name: str, info: TensorInfo, wanted: tuple[int, ...], model: Model, template: Model) -> None:
-    if not info.is_float:
-        raise CheckpointError(
-            f"{model.ref.text}: tensor {name} holds integers ({info.dtype}), in {template.ref.text} it holds numbers. "
-            "If the model is quantised, use the original checkpoint."
-        )
-    if info.shape == wanted:
-        return
-    vocabulary = name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_EMBEDDINGS)) and info.shape[1:] == wanted[1:]
-    step = (
-        "Their vocabularies differ in size: set tokenizer_source to base or union."
-        if vocabulary
-        else "Only models of one architecture and size can be merged."
-    )
-    raise CheckpointError(
-        f"{model.ref.text}: tensor {name} has shape {list(info.shape)}, in {template.ref.text} it is {list(wanted)}. {step}"
+        recipe, method, base, experts, shards, tuple(jobs), beside, dtype or common_dtype(template), shard_bytes
     )
 
 
@@ -336,7 +202,7 @@ def _jobs(
                     rows = _identity(rows_of[t + 1], source.dense, vocabulary.size)
                     source = replace(source, rows=rows)
             elif source.dense is not None:
-                _check_shape(name, source.dense, shape, model, template)
+                check_shape(name, source.dense, shape, model, template)
             placed.append(source)
         output = TensorInfo(name, DTYPES[dtype] if dtype else info.dtype, shape, "", 0)
         view = View(name, tuple(e.name for e in recipe.experts), recipe.seed, 0, shape)
@@ -391,7 +257,7 @@ def _only_factors(method: Method, jobs: Sequence[Job], experts: Sequence[Model])
                 "Use output: full."
             )
         if model.adapter.replaced or not model.on_base:
-            what = f"replaces {_some(list(model.adapter.replaced))}" if model.adapter.replaced else "has another base"
+            what = f"replaces {some(list(model.adapter.replaced))}" if model.adapter.replaced else "has another base"
             raise RecipeError(f"output: lora: {model.ref.text} {what}, which no adapter on the base expresses.")
     changed = [j for j in jobs if any(not s.is_base for s in j.experts)]
     for job in changed:
@@ -423,7 +289,9 @@ def _check_whole_model_scan(method: Method, jobs: Sequence[Job]) -> None:
     if not merging or method.scan is None:
         return
     scan = method.scan(len(merging[0].experts), merging[0].output.entries, **merging[0].bound)
-    other = next((j for j in merging if scan is not None and scan.whole_model and j.bound != merging[0].bound), None)
+    if not isinstance(scan, WholeModelScan):
+        return
+    other = next((j for j in merging if j.bound != merging[0].bound), None)
     if other is not None:
         raise RecipeError(
             f"{method.name} with semantics: paper has one threshold for the whole model, so its parameters cannot change "

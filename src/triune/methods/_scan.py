@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from triune._lazy import torch
-from triune.methods._spec import Scan, View
+from triune.methods._spec import Scan, View, WholeModelScan
 
 LOW_BITS = 15
 LOW = (1 << LOW_BITS) - 1
@@ -69,9 +69,10 @@ class _Search:
 class MagnitudeCuts(Scan):
     """For every expert the cuts after given numbers of its largest entries, in one tensor or in the whole model.
 
-    With ``whole_model`` all entries of the threshold's magnitude are kept, since "lowest index" means nothing across
-    tensors; otherwise exactly the number asked for.
+    Exactly the number asked for, unless ``keeps_ties``: then all entries of the threshold's magnitude.
     """
+
+    keeps_ties = False
 
     def __init__(self, counts: Sequence[Sequence[int]]) -> None:
         self.counts = counts
@@ -119,7 +120,7 @@ class MagnitudeCuts(Scan):
                 found = search.narrow(histogram.cpu())
                 search.prefix = found if turn == 0 else (search.prefix << LOW_BITS) | found
                 if turn == 1 and search.cut is None:
-                    if self.whole_model or search.missing == int(histogram[found]):
+                    if self.keeps_ties or search.missing == int(histogram[found]):
                         search.cut = Cut(search.prefix - 1, 0)  # every entry of this magnitude is wanted
                     else:
                         undecided = True
@@ -140,12 +141,14 @@ class GlobalTrim:
     majority: float
 
 
-class GlobalTrimScan(MagnitudeCuts):
+class GlobalTrimScan(MagnitudeCuts, WholeModelScan):
     """TIES's trim over the flattened model (official code): threshold passes, then one that votes on the majority sign.
 
     The official threshold is the ``D - floor(D * density)``-th smallest magnitude and entries equal to it are kept, so
     ``floor(D * density) + 1`` entries and all their ties survive.
     """
+
+    keeps_ties = True  # "lowest index" means nothing across tensors
 
     def __init__(
         self,
@@ -155,7 +158,6 @@ class GlobalTrimScan(MagnitudeCuts):
     ) -> None:
         super().__init__([[1] for _ in densities])
         self.densities, self.weight, self.prepare = densities, weight, prepare
-        self.whole_model = True
         self.votes = 0
 
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
@@ -104,7 +105,7 @@ class View:
         return self.experts[index] if self.experts else str(index)
 
 
-class Scan:
+class Scan(ABC):
     """A statistic of whole tensors, gathered block by block in a fixed number of passes before the method runs.
 
     The engine never needs a whole tensor in memory for it: it shows every block once in each pass.
@@ -112,27 +113,29 @@ class Scan:
 
     passes: int = 1
     """How many passes it needs; may shrink as it learns."""
-    whole_model: bool = False
-    """True: one statistic for all tensors of the model together, as for TIES's global trim."""
 
+    @abstractmethod
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:
         """Take in one block, float32, experts first. Blocks of one tensor come in order of their start."""
-        raise NotImplementedError
 
-    def close(self, turn: int) -> None:
+    def close(self, turn: int) -> None:  # noqa: B027 - most scans have nothing to do here
         """All blocks of this pass were seen."""
 
+    @abstractmethod
     def result(self) -> Any:
         """What the method receives as ``stats``."""
-        raise NotImplementedError
 
-    def part(self) -> Scan:
-        """An empty copy for another thread, to be given back to :meth:`add`. Whole-model scans only."""
-        raise NotImplementedError
 
+class WholeModelScan(Scan):
+    """One statistic for all tensors of the model together, as for TIES's global trim; gathered in parts by many threads."""
+
+    @abstractmethod
+    def part(self) -> WholeModelScan:
+        """An empty copy for another thread, to be given back to :meth:`add`."""
+
+    @abstractmethod
     def add(self, part: Any) -> None:
-        """Take in what a part has seen. Must not depend on the order of the parts. Whole-model scans only."""
-        raise NotImplementedError
+        """Take in what a part has seen. Must not depend on the order of the parts."""
 
 
 class Maths(Protocol):

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from triune.checkpoint.index import read_header, read_json
+from triune.checkpoint.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 TENSOR_LIMIT = 10.0
@@ -155,7 +155,7 @@ def check_model(out: Path, base: Path, *, memory_limit: int, device: str = "cpu"
         return [Check(name, None, "not run", f"Not run: {reason}") for name in ("loads", "perplexity", "repetition")]
     # Most CPUs lack bfloat16 arithmetic and then take five times as long with it.
     wide = device == "cpu" and _needed(out, base, lora, 4) <= memory_limit
-    with _quiet():
+    with quiet():
         return _check_model(out, base, lora, device, "float32" if wide else "bfloat16")
 
 
@@ -217,26 +217,6 @@ def _has_tokenizer(folder: Path) -> bool:
 def _entries(folder: Path) -> int:
     """Numbers in the folder's weights, from the headers of its safetensors files."""
     return sum(tensor.entries for path in folder.glob("*.safetensors") for tensor in read_header(path))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' notices and progress bars out of ours."""
-    import warnings
-
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _load(folder: Path, base: Path | None, device: str, dtype: str) -> tuple[Any, Any, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from triune.methods._lowrank import LowRank
-from triune.methods._spec import Method, View
+from triune.methods._spec import Method, View, WholeModelScan
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (1, 1), (5, 1), (1, 6), (6, 8), (9, 4), (3, 2, 4), (2, 2, 2, 3))
 NAMES = ("helpful", "honest", "harmless")
@@ -204,7 +204,7 @@ def _measured(
         return dict(bound)
     turn = 0
     while turn < scan.passes:
-        if scan.whole_model:  # gathered in parts, in any order
+        if isinstance(scan, WholeModelScan):  # gathered in parts, in any order
             parts = [scan.part() for _ in pieces]
             for part, (piece, view) in zip(parts, pieces, strict=True):
                 part.see(turn, piece, view)
