@@ -38,7 +38,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "methods",
         "output",
     ),
-    "evals": (*INSIDE, "evals", "checkpoint", "output"),
+    "evals": (
+        *INSIDE,
+        "evals",
+        "config",
+        "scorers.logprobs",  # loads a model with its mistakes as sentences
+        "scorers.memory",
+        "engine",
+        "recipes",
+        "checkpoint",
+        "methods",
+        "output",
+    ),
     "cli": (
         *INSIDE,
         "cli",
@@ -54,7 +65,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "methods",
         "output",
     ),
-    "__init__": (*INSIDE, "align", "data", "mixtures", "engine", "recipes", "methods"),
+    "__init__": (*INSIDE, "align", "data", "evals", "mixtures", "engine", "recipes", "methods"),
     "__main__": (*INSIDE, "cli"),
 }
 HEAVY = ("torch", "transformers", "trl", "peft", "numpy")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from triune.engine.plan import Plan
     from triune.engine.plan import make_plan as plan
     from triune.engine.verify import Verification, verify
+    from triune.evals.bench import Benched, bench
+    from triune.evals.result import Result
+    from triune.evals.run import evaluate
+    from triune.evals.suite import Suite
     from triune.methods import find as find_method
     from triune.methods.tensors import merge_tensors
     from triune.mixtures.mixture import Mixture, mix
@@ -29,12 +33,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MENU = {
+    "Benched": "triune.evals.bench:Benched",
     "MergeResult": "triune.engine.merge:MergeResult",
     "Mixture": "triune.mixtures.mixture:Mixture",
     "Plan": "triune.engine.plan:Plan",
     "Recipe": "triune.recipes:Recipe",
+    "Result": "triune.evals.result:Result",
+    "Suite": "triune.evals.suite:Suite",
     "Trained": "triune.align.train:Trained",
     "Verification": "triune.engine.verify:Verification",
+    "bench": "triune.evals.bench:bench",
+    "evaluate": "triune.evals.run:evaluate",
     "find_method": "triune.methods:find",
     "load_pairs": "triune.data.load:load_pairs",
     "load_recipe": "triune.recipes:load_recipe",
@@ -49,13 +58,18 @@ _MENU = {
 }
 
 __all__ = [
+    "Benched",
     "MergeResult",
     "Mixture",
     "Plan",
     "Recipe",
+    "Result",
+    "Suite",
     "Trained",
     "Verification",
     "__version__",
+    "bench",
+    "evaluate",
     "find_method",
     "load_pairs",
     "load_recipe",
