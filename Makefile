@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check unit format schema clean
+.PHONY: help demo test check unit format schema docs clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,6 +30,9 @@ schema: .venv/test ## write docs/*.schema.json again after a parameter or a sett
 	$(BIN)/python -m triune.recipes.json_schema > docs/recipe.schema.json
 	$(BIN)/python -m triune.align.json_schema train > docs/train.schema.json
 	$(BIN)/python -m triune.align.json_schema align > docs/align.schema.json
+
+docs: .venv/test ## build the documentation into build/site, offline; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:           ## remove what make made
 	rm -rf .venv triune-demo
