@@ -19,7 +19,11 @@ from triune.data.pairs import Message
 from triune.data.schemas import schema_of
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = [p for p in sorted((ROOT / "examples").glob("*.yaml")) if re.search("^models:$", p.read_text(), re.MULTILINE)]
+CONFIGS = [
+    p
+    for p in sorted((ROOT / "examples").glob("*.yaml"))
+    if re.search("^models:$", p.read_text(), re.MULTILINE) and not p.name.startswith("bench-")
+]
 CONFIGS = [p for p in CONFIGS if "merge_method" not in p.read_text()]
 BIG = [p for p in CONFIGS if p.name.startswith(("llama", "mistral"))]
 

