@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from triune.testing import perturbed, toy_llama, write_checkpoint
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and the programs that they start inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROGRAM = (sys.executable, "-c", "from triune.cli.main import run; run()")
 
