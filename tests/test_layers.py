@@ -50,9 +50,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "methods",
         "output",
     ),
+    "diagnostics": (*INSIDE, "diagnostics", "engine", "recipes", "methods", "output"),
     "cli": (
         *INSIDE,
         "cli",
+        "diagnostics",
         "config",
         "align",
         "data",
@@ -65,10 +67,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "methods",
         "output",
     ),
-    "__init__": (*INSIDE, "align", "data", "evals", "mixtures", "engine", "recipes", "methods"),
+    "__init__": (*INSIDE, "align", "data", "diagnostics", "evals", "mixtures", "engine", "recipes", "methods"),
     "__main__": (*INSIDE, "cli"),
 }
-HEAVY = ("torch", "transformers", "trl", "peft", "numpy")
+HEAVY = ("torch", "transformers", "trl", "peft", "numpy", "ray")
 
 
 def imports(source: str, *, top_level: bool = False) -> set[str]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from triune.align.train import Trained, train
     from triune.data.load import load_pairs
+    from triune.diagnostics.diagnose import diagnose
+    from triune.diagnostics.records import Diagnosis, read_diagnosis
     from triune.engine.merge import MergeResult, merge
     from triune.engine.plan import Plan
     from triune.engine.plan import make_plan as plan
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 
 _MENU = {
     "Benched": "triune.evals.bench:Benched",
+    "Diagnosis": "triune.diagnostics.records:Diagnosis",
     "MergeResult": "triune.engine.merge:MergeResult",
     "Mixture": "triune.mixtures.mixture:Mixture",
     "Plan": "triune.engine.plan:Plan",
@@ -43,6 +46,7 @@ _MENU = {
     "Trained": "triune.align.train:Trained",
     "Verification": "triune.engine.verify:Verification",
     "bench": "triune.evals.bench:bench",
+    "diagnose": "triune.diagnostics.diagnose:diagnose",
     "evaluate": "triune.evals.run:evaluate",
     "find_method": "triune.methods:find",
     "load_pairs": "triune.data.load:load_pairs",
@@ -52,6 +56,7 @@ _MENU = {
     "mix": "triune.mixtures.mixture:mix",
     "parse_recipe": "triune.recipes:parse_recipe",
     "plan": "triune.engine.plan:make_plan",
+    "read_diagnosis": "triune.diagnostics.records:read_diagnosis",
     "recipe_from_flags": "triune.recipes:recipe_from_flags",
     "train": "triune.align.train:train",
     "verify": "triune.engine.verify:verify",
@@ -59,6 +64,7 @@ _MENU = {
 
 __all__ = [
     "Benched",
+    "Diagnosis",
     "MergeResult",
     "Mixture",
     "Plan",
@@ -69,6 +75,7 @@ __all__ = [
     "Verification",
     "__version__",
     "bench",
+    "diagnose",
     "evaluate",
     "find_method",
     "load_pairs",
@@ -78,6 +85,7 @@ __all__ = [
     "mix",
     "parse_recipe",
     "plan",
+    "read_diagnosis",
     "recipe_from_flags",
     "train",
     "verify",

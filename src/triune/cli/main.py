@@ -18,6 +18,10 @@ COMMANDS = {
     "mix": ("triune.cli.mix:mix", "Choose preference pairs for a balanced data mixture."),
     "plan": ("triune.cli.plan:plan", "Check a merge and tell what it will cost, without reading a weight."),
     "verify": ("triune.cli.verify:verify", "Check that a merged folder is what its lock file says."),
+    "diagnose": (
+        "triune.cli.diagnose:diagnose",
+        "Look at what the experts changed, and what merging would make of it.",
+    ),
     "eval": ("triune.cli.evaluate:evaluate", "Measure models on benchmarks of helpfulness, honesty and harmlessness."),
     "bench": ("triune.cli.bench:bench", "Measure a whole suite of models, choose settings of merges, and compare."),
     "judge": ("triune.cli.judge:judge", "Let a language model or a guard score logged answers."),

@@ -301,7 +301,7 @@ def _merge_factors(job: Job, inputs: Inputs, lane: Lane) -> LowRank:
     assert job.spec.factors is not None
     for t, delta in enumerate(inputs.low_rank):
         if delta is not None and not (delta.left.isfinite().all() and delta.right.isfinite().all()):
-            raise CheckpointError(_nonfinite(job, job.view.expert(t)))
+            raise CheckpointError(nonfinite(job, job.view.expert(t)))
     on_device = [d and LowRank(d.left.to(lane.device), d.right.to(lane.device)) for d in inputs.low_rank]
     merged = job.spec.factors(on_device, view=job.view, **job.bound)
     assert isinstance(merged, LowRank)
@@ -400,7 +400,7 @@ def _check_base(job: Job, base: torch.Tensor) -> float:
     """The norm of some rows of the base, which must be numbers."""
     norm = _norm(base)
     if not math.isfinite(norm) and not bool(base.isfinite().all()):
-        raise CheckpointError(_nonfinite(job, "the base" if job.base else job.view.expert(0)))
+        raise CheckpointError(nonfinite(job, "the base" if job.base else job.view.expert(0)))
     return norm
 
 
@@ -408,10 +408,11 @@ def _refuse_nonfinite(job: Job, norms: Sequence[float], deltas: torch.Tensor) ->
     for t, norm in enumerate(norms):
         # A norm overflows float32 above 1e19 while the entries may still be numbers: look at them then.
         if not math.isfinite(norm) and not bool(deltas[t].isfinite().all()):
-            raise CheckpointError(_nonfinite(job, job.view.expert(t)))
+            raise CheckpointError(nonfinite(job, job.view.expert(t)))
 
 
-def _nonfinite(job: Job, who: str) -> str:
+def nonfinite(job: Job, who: str) -> str:
+    """The sentence for an input that holds NaN or infinity."""
     return (
         f"{who}: tensor {job.output.name} holds NaN or infinity, which would spread into the merged model. "
         "Check how that model was saved, or leave it out."
