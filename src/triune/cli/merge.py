@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +39,13 @@ def merge(
     device: Device = "cpu",
     max_memory: Memory = None,
     shard_size: ShardSize = "5GB",
+    executor: Annotated[
+        str, typer.Option("--executor", help="local, or ray: the nodes of a cluster, which share the folders.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="HOST:PORT of the Ray cluster; RAY_ADDRESS or this machine's if not given."),
+    ] = None,
     gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Check the merged model afterwards.")] = True,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -68,19 +76,22 @@ def merge(
         )
     out = Path(paths[-1])
     recipe = recipe_of(paths[0] if len(paths) == 2 else None, base, expert, method, setting)
+    limit = memory_of(max_memory)
+    runner = _executor(executor, out, address, limit, threads, device)
     from triune.engine.merge import merge as run
 
     start = time.monotonic()
-    with Bar(quiet) as bar:
+    with runner as runs, Bar(quiet) as bar:
         result = run(
             recipe,
             out,
             threads=threads,
             device=device,
-            max_memory=memory_of(max_memory),
+            max_memory=limit,
             shard_bytes=parse_bytes(shard_size),
             gate=gate,
             listener=bar,
+            executor=runs,
         )
     if as_json:
         print(json.dumps(result_json(result)))
@@ -89,3 +100,24 @@ def merge(
     if not result.passed:
         failed = " ".join(c.sentence for c in result.checks if c.passed is False)
         raise CheckFailed(f"The merge is written to {out}, but it failed its checks. {failed}")
+
+
+def _executor(
+    name: str, out: Path, address: str | None, limit: int | None, threads: int | None, device: str
+) -> AbstractContextManager[Any]:
+    """Who runs the jobs; None for threads on this machine."""
+    from triune.errors import UserError
+
+    if name not in ("local", "ray"):
+        raise UserError(f"--executor must be local or ray, got {name}.")
+    if name == "local":
+        if address:
+            raise UserError("--address is of a Ray cluster: add --executor ray, or leave it out.")
+        return nullcontext()
+    if threads:
+        raise UserError("--threads is for one machine. A Ray node has as many as `ray start --num-cpus` gave it.")
+    if device != "cpu":
+        raise UserError(f"--executor ray merges on CPUs, got --device {device}. Leave one of them out.")
+    from triune.engine.executors.ray import RayExecutor
+
+    return RayExecutor(out, address, limit)

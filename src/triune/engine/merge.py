@@ -16,7 +16,7 @@ from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
 from triune.engine.budget import default_limit
 from triune.engine.cores import available_cores, pick_device
-from triune.engine.executors import Executor
+from triune.engine.executors import Executor, ExecutorFailed
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Done, Job, Sink, run_job, run_scan
 from triune.engine.journal import LOCK, Journal, is_finished
@@ -87,11 +87,12 @@ def merge(
     """
     out = Path(out)
     limit = max_memory or default_limit()
-    plan = make_plan(recipe, memory_limit=limit, shard_bytes=shard_bytes)
+    job_limit = executor.limit if executor else limit
+    plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes)
     if any(not Path(file).exists() for file in plan.files()):
         for model in (*plan.experts, *([plan.base] if plan.base else [])):
             model.ref.fetch()
-        plan = make_plan(recipe, memory_limit=limit, shard_bytes=shard_bytes)
+        plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes)
     if is_finished(plan, out):
         shutil.rmtree(out / ".triune", ignore_errors=True)  # killed after the lock, before the last step
         _check_finished(plan, out)
@@ -113,6 +114,10 @@ def merge(
             except UserError:
                 journal.discard()  # an input is wrong: there is nothing to continue
                 raise
+            except ExecutorFailed as error:
+                if not journal.finished:
+                    journal.discard()
+                raise UserError(f"{error} Then run the same command again: what is finished is kept.") from None
             return _finish(plan, journal, out, limit, device, gate, resumed, listener)
     except OSError as error:
         raise UserError(

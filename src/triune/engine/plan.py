@@ -87,8 +87,7 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with anything that could change a byte of the output: recipe, inputs, layout, version."""
-        made_with = f"triune {__version__} torch {version('torch')}"
-        digest = hashlib.sha256(f"{made_with}\n{self.recipe.output} {self.shard_bytes}\n".encode())
+        digest = hashlib.sha256(f"{made_with()}\n{self.recipe.output} {self.shard_bytes}\n".encode())
         for job in self.jobs:
             bound = sorted(job.bound.items())
             digest.update(repr((job.output, job.route, job.method, bound, job.view, job.base, job.experts)).encode())
@@ -110,6 +109,11 @@ class Plan:
         """One line for people."""
         names = ", ".join(m.name for m in self.experts)
         return f"{self.method.name} of {names}" + (f" on {self.base.ref.text}" if self.base else "")
+
+
+def made_with() -> str:
+    """The software that could change a byte of the output."""
+    return f"triune {__version__} torch {version('torch')}"
 
 
 def make_plan(recipe: Recipe, *, memory_limit: int | None = None, shard_bytes: int = DEFAULT_SHARD) -> Plan:

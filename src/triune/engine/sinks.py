@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from triune.checkpoint.index import TensorInfo
 from triune.checkpoint.writer import ShardWriter
@@ -13,13 +16,44 @@ from triune.output.adapter import write_part
 
 
 class ShardSink:
-    """A full model's shards."""
+    """A full model's shards. Sent to another process, it is a :class:`SharedSink` there."""
 
     def __init__(self, writer: ShardWriter) -> None:
         self.writer = writer
+        for shard in writer.shards.values():
+            writer.write(shard.tensors[0], 0, memoryview(b""))  # lays the file out, before any worker opens it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        folder, target = self.writer.folder.absolute(), self.writer.target.absolute()
+        places = {n: target / n if (target / n).exists() else folder / n for n in self.writer.shards}
+        return SharedSink, (places,)
 
     def write(self, info: TensorInfo, at: int, data: memoryview) -> None:
         self.writer.write(info, at, data)
+
+    def write_factors(self, job: Job, delta: LowRank) -> str:
+        raise TypeError("a full model has no factors")
+
+
+class SharedSink:
+    """Shards that several machines write, each its own tensors, from the first byte to the last.
+
+    A tensor is flushed before it counts as finished: its machine may lose power while the merge goes on without it.
+    """
+
+    def __init__(self, places: Mapping[str, Path]) -> None:
+        self.places = places
+        self._file: BinaryIO
+
+    def write(self, info: TensorInfo, at: int, data: memoryview) -> None:
+        if at == 0:
+            self._file = self.places[info.file].open("r+b")
+            self._file.seek(info.start)
+        self._file.write(data)
+        if at + len(data) == info.nbytes:
+            with self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def write_factors(self, job: Job, delta: LowRank) -> str:
         raise TypeError("a full model has no factors")
@@ -29,7 +63,7 @@ class PartSink:
     """One file for each adapted tensor, put together at the end, since ranks are known only then."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()  # other machines may start elsewhere
 
     def write(self, info: TensorInfo, at: int, data: memoryview) -> None:
         raise TypeError("an adapter has no dense tensors")

@@ -32,17 +32,23 @@ class Cut:
     """Entries of exactly that magnitude stand before the cut if their flat index is below this."""
 
     def before(self, bits: torch.Tensor, start: int) -> torch.Tensor:
-        ahead = bits > self.bits
-        end = self.index - start
-        if end >= bits.numel():
-            return ahead | (bits == self.bits)
-        if end > 0:
-            ahead[:end] |= bits[:end] == self.bits
+        """Which entries of a run stand before the cut: 1 or 0, as int32, which is several times faster than bool."""
+        ahead = bits.clone().gt_(self.bits)
+        end = max(0, self.index - start)
+        ahead[:end] = bits[:end].clone().ge_(self.bits)
         return ahead
 
 
 ALL = Cut(bits=-1, index=0)
 NONE = Cut(bits=0x7FFFFFFF, index=0)
+
+
+def _with_prefix(bits: torch.Tensor, prefix: int) -> torch.Tensor:
+    """The entries whose upper bits are these."""
+    if bits.device.type != "cpu":
+        return bits[bits >> LOW_BITS == prefix]
+    flat = bits.numpy()  # compares and selects on one core several times faster than torch does
+    return torch.from_numpy(flat[flat >> LOW_BITS == prefix])
 
 
 class _Search:
@@ -95,7 +101,7 @@ class MagnitudeCuts(Scan):
                 if turn == 0:
                     self._count(t, j, bits >> LOW_BITS)
                 elif turn == 1:
-                    self._count(t, j, bits[bits >> LOW_BITS == search.prefix] & LOW)
+                    self._count(t, j, _with_prefix(bits, search.prefix) & LOW)
                 else:
                     self._find(search, bits, view.start, (t, j))
 
@@ -104,11 +110,12 @@ class MagnitudeCuts(Scan):
 
     def _find(self, search: _Search, bits: torch.Tensor, start: int, key: tuple[int, int]) -> None:
         t, j = key
-        ties = (bits == search.prefix).nonzero().flatten()
-        if self._seen[t][j] + len(ties) >= search.missing:
-            last = int(ties[search.missing - self._seen[t][j] - 1])
+        ties = bits.clone().eq_(search.prefix)
+        count = int(ties.sum())
+        if self._seen[t][j] + count >= search.missing:
+            last = int(ties.nonzero()[search.missing - self._seen[t][j] - 1])
             search.cut = Cut(search.prefix, start + last + 1)
-        self._seen[t][j] += len(ties)
+        self._seen[t][j] += count
 
     def close(self, turn: int) -> None:
         undecided = False
@@ -195,7 +202,7 @@ def trim(deltas: torch.Tensor, cuts: Sequence[Cut], view: View | None = None) ->
     """Zero what stands behind each expert's cut."""
     start = view.start if view else 0
     masks = [c.before(magnitude_bits(d), start).reshape(d.shape) for d, c in zip(deltas, cuts, strict=True)]
-    return deltas * torch.stack(masks)
+    return deltas * torch.stack(masks).to(deltas.dtype)
 
 
 def magnitude_sums(deltas: torch.Tensor) -> torch.Tensor:

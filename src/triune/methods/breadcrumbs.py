@@ -58,7 +58,7 @@ def middle(
         if stats is not None:
             bits, start = magnitude_bits(delta), view.start if view else 0
             outliers, wanted = (cut.before(bits, start) for cut in stats[t])
-            masks.append((wanted & ~outliers).reshape(delta.shape))
+            masks.append((wanted & (1 - outliers)).reshape(delta.shape))
         elif density[t] >= 1:
             masks.append(torch.ones_like(delta, dtype=torch.bool))
         else:
@@ -66,7 +66,7 @@ def middle(
             first, count = int(columns * gamma[t]), int(columns * density[t])
             ranks = row_ranks(delta, descending=True)
             masks.append((ranks >= first) & (ranks < first + count))
-    return deltas * torch.stack(masks)
+    return deltas * torch.stack(masks).to(deltas.dtype)
 
 
 @merge_method(

@@ -6,12 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from triune.engine.job import Job, Lane
+from triune.errors import TriuneError
 
 R = TypeVar("R")
 
 
+class ExecutorFailed(TriuneError, RuntimeError):
+    """The machines cannot run the jobs, though nothing is wrong with these; what is finished stays finished."""
+
+
 class Executor(Protocol):
     """Runs independent jobs."""
+
+    limit: int
+    """Bytes that the largest job may take."""
 
     def run(
         self,

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from triune._lazy import torch
 from triune.checkpoint.reader import Files
+from triune.engine.allocator import keep_freed_blocks
 from triune.engine.budget import Budget
 from triune.engine.job import Job, Lane
 from triune.errors import Interrupted
@@ -23,7 +24,7 @@ class LocalExecutor:
     """
 
     def __init__(self, threads: int, limit: int, device: str = "cpu") -> None:
-        self.threads, self.device = threads, device
+        self.threads, self.limit, self.device = threads, limit, device
         self.budget = Budget(limit)
 
     def run(
@@ -57,6 +58,7 @@ class LocalExecutor:
             finally:
                 results.put(None)
 
+        keep_freed_blocks()
         threads_before = torch.get_num_threads()
         failure: BaseException | None = None
         with Files() as files:
