@@ -22,6 +22,10 @@ check: .venv/test
 unit: .venv/test
 	$(BIN)/python -m pytest
 
+bench: .venv/bench ## time merges beside mergekit and the floor on small models, then the kernels: a quarter of an hour
+	$(BIN)/python -m benchmarks --size slice1b --repeats 2 --patience 60 --install $(BENCH)
+	$(BIN)/python -m pytest -q --benchmark-columns=median,iqr,rounds --benchmark-sort=name benchmarks/kernels/*.py
+
 format: .venv/test ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -48,4 +52,8 @@ clean:           ## remove what make made
 
 .venv/test: .venv/demo
 	$(PIP) --editable ".[test]" mergekit==0.1.5
+	@touch $@
+
+.venv/bench: .venv/test
+	$(PIP) pytest-benchmark==5.3.1
 	@touch $@

@@ -1,0 +1,89 @@
+"""One block of three experts through the kernels that whole merges spend their time in; one thread, as in a lane.
+
+Run with pytest-benchmark: ``python -m pytest benchmarks/kernels/*.py``. Nothing here asserts a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from triune.engine.job import BLOCK
+from triune.methods._ops import elect_and_fuse, row_ranks, uniform
+from triune.methods._scan import MagnitudeCuts, magnitude_bits
+from triune.methods._spec import View
+
+COLUMNS = 2048
+VIEW = View("w", ("a", "b", "c"), shape=(BLOCK // COLUMNS, COLUMNS))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def deltas() -> torch.Tensor:
+    """What the experts of models.py look like: differences of bfloat16 numbers, with many ties."""
+    draw = torch.Generator().manual_seed(0)
+    base = (torch.randn(BLOCK // COLUMNS, COLUMNS, generator=draw) * 0.02).bfloat16()
+    noise = torch.randn(3, *base.shape, generator=draw).pow_(3) * 0.0005
+    return (base + noise).bfloat16().float() - base.float()
+
+
+def test_magnitude_histogram(benchmark: Any, deltas: torch.Tensor) -> None:
+    scan = MagnitudeCuts([[BLOCK // 5]] * 3)
+    benchmark(scan.see, 0, deltas, VIEW)
+
+
+def test_exact_cut(benchmark: Any, deltas: torch.Tensor) -> None:
+    def search() -> Any:
+        scan, turn = MagnitudeCuts([[BLOCK // 5]] * 3), 0
+        while turn < scan.passes:
+            scan.see(turn, deltas, VIEW)
+            scan.close(turn)
+            turn += 1
+        return scan.result()
+
+    ((cut,), *_) = benchmark(search)
+    assert int(cut.before(magnitude_bits(deltas[0]), 0).sum()) == BLOCK // 5
+
+
+def test_elect_and_fuse(benchmark: Any, deltas: torch.Tensor) -> None:
+    benchmark(elect_and_fuse, deltas, torch.ones(3, 1, 1), True)
+
+
+def test_random_numbers(benchmark: Any) -> None:
+    benchmark(uniform, VIEW, 0, BLOCK, torch.device("cpu"))
+
+
+def test_row_ranks(benchmark: Any, deltas: torch.Tensor) -> None:
+    benchmark(row_ranks, deltas[0], descending=False)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {},
+    "ties": {"density": 0.2},
+    "dare_ties": {"density": 0.3},
+    "dare_linear": {"density": 0.3},
+    "della_linear": {"density": 0.3, "epsilon": 0.1},
+    "breadcrumbs": {"density": 0.9, "gamma": 0.01},
+    "tsvm": {},
+    "r_tsvm": {},
+}
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_method(benchmark: Any, deltas: torch.Tensor, method: str) -> None:
+    """Everything on one tensor: its scan, then the merge."""
+    import triune
+
+    stack = list(deltas)
+    parameters = {"weight": 1.0, **SETTINGS[method]}
+    merged = benchmark(triune.merge_tensors, method, stack, torch.zeros_like(stack[0]), parameters=parameters)
+    assert bool(merged.any())

@@ -1,0 +1,66 @@
+"""RESULTS.md: the tables, and what one must know to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from benchmarks.models import SIZES
+from benchmarks.results import Measured, table
+from benchmarks.tools import PEERS
+
+INTRODUCTION = """\
+# Results
+
+Written by `python -m benchmarks --report`; every number is measured, none is edited. Whole processes, from start to exit:
+wall time, processor time of all threads, peak resident memory as `/usr/bin/time -v` gives it. The tools of a row take turns,
+in another order each round; a cell is a median, with [smallest, largest] and the number of runs. Ratios above 1 are in our
+favour, except triune / floor.
+
+- Compare inside a row, never between rows: other work ran on the machine in some of them (see the load averages), and then
+  processor time tells more than wall time.
+- **floor** reads every input once and writes one output of the base's size, with fsync. triune writes with fsync, too, and
+  hashes all that it reads and writes; mergekit and fusion_bench do neither.
+- **Inputs** are a base and three experts in bfloat16, made by `benchmarks/models.py`, in the page cache as far as it holds
+  them.
+- **mergekit** ({mergekit}) reads through a memory map, and the pages that it has touched count as resident memory. It
+  computes in the recipe's bfloat16, triune in float32.
+- **fusion_bench** ({fusion_bench}) loads all models; both decompose the same matrices and average the embeddings.
+- **of adapters**: three LoRA adapters of rank 16 become one, against the dense route on full experts, which have the same
+  low-rank deltas and noise besides.
+- triune runs with `--no-gate`, as the others check nothing.
+"""
+
+
+def report(measured: Sequence[Measured]) -> str:
+    """All results as Markdown, the sizes in their order."""
+    parts = [INTRODUCTION.format(**PEERS)]
+    order = list(SIZES)
+    known = sorted(measured, key=lambda m: order.index(m.size))
+    for size, group in groupby(known, key=lambda m: m.size):
+        cases = list(group)
+        parts.append(f"## {size}: {_measures(size)}\n\n{table(cases)}\n\n{_machines(cases)}")
+    return "\n".join(parts)
+
+
+def _measures(size: str) -> str:
+    shape = SIZES[size]
+    entries = sum(_product(s) for s in shape.tensors().values())
+    return f"{entries / 1e6:.0f} M parameters, {shape.layers} layers, hidden {shape.hidden}"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+
+
+def _machines(cases: Sequence[Measured]) -> str:
+    """Each machine that these rows are from, and how busy it was with other work."""
+    lines = []
+    for case in cases:
+        loads = [r.load for r in case.runs]
+        where = "; ".join(f"{key} {value}" for key, value in case.machine.items() if key != "disk")
+        lines.append(f"{where}; {case.machine['disk'].partition(',')[0]}; {case.date}")
+        lines += [f"{case.case}: {tool} did not run: {reason}" for tool, reason in case.absent.items()]
+        if loads:
+            lines.append(f"{case.case}: load average before the runs {min(loads):.1f} to {max(loads):.1f}")
+    return "".join(f"- {line}\n" for line in dict.fromkeys(lines))
