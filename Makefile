@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check unit format schema docs clean
+.PHONY: help demo test check unit format schema docs clean bench browser
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -11,8 +11,14 @@ help:            ## this list
 demo: .venv/demo ## merge three real specialists by R-TSVM and compare the answers
 	$(BIN)/triune demo
 
-test: .venv/test ## everything that CI runs: style, types, all tests
+test: .venv/test browser ## everything that CI runs: style, types, all tests
 	$(MAKE) --no-print-directory check unit
+
+# Tests of pages need Debian's Chromium. Only root can install it; without it they are skipped.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq update && \
+		apt-get -qq install --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+		echo "no Chromium here: the tests of pages will be skipped"
 
 check: .venv/test
 	$(BIN)/ruff check .
