@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -289,3 +290,45 @@ def load() -> Any:
         return {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
 
     return read
+
+
+# --- a cluster ----------------------------------------------------------------------------------------------------
+
+SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20}
+FAST = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A real Ray cluster on this machine: the head and one node more, a core each."""
+    ray = pytest.importorskip("ray", reason="a cluster needs Ray: pip install 'triune[cluster]'")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(
+            initialize_head=True, head_node_args={**SMALL, "include_dashboard": False, "_system_config": FAST}
+        )
+        made.add_node(**SMALL)
+        # Programs in this process find it connected, which spares each new workers.
+        ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def on_cluster(cluster: Any) -> tuple[str, ...]:
+    return ("--executor", "ray", "--address", str(cluster.address))
+
+
+@pytest.fixture
+def add_node(cluster: Any) -> Callable[[], Any]:
+    """Give the cluster a node more, to be killed."""
+
+    def add() -> Any:
+        node = cluster.add_node(**SMALL)
+        cluster.wait_for_nodes()
+        return node
+
+    return add

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import subprocess
 import sys
@@ -28,37 +27,12 @@ if TYPE_CHECKING:
 ray = pytest.importorskip("ray", reason="a cluster needs Ray: pip install 'triune[cluster]'")
 pytestmark = pytest.mark.slow
 
-SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20}
-FAST = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 METHODS = {
     "elementwise": ("--method", "ties", "--set", "density=0.3"),
     "random": ("--method", "dare_linear", "--set", "density=0.5", "--set", "seed=7"),
     "spectral": ("--method", "tsvm"),
     "whole-model": ("--method", "dare_ties", "--set", "density=0.5", "--set", "semantics=paper"),
 }
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """The head and one node more, a core each."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        made = Cluster(
-            initialize_head=True, head_node_args={**SMALL, "include_dashboard": False, "_system_config": FAST}
-        )
-        made.add_node(**SMALL)
-        # Programs in this process find it connected, which spares each new workers.
-        ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield made
-        ray.shutdown()
-        made.shutdown()
-
-
-@pytest.fixture
-def on_cluster(cluster: Any) -> tuple[str, ...]:
-    return ("--executor", "ray", "--address", str(cluster.address))
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +109,14 @@ def noted(job: Job, lane: Lane, *, folder: Path, doomed: str = "") -> str:
     return node
 
 
-def test_jobs_of_a_dead_node_run_elsewhere(executor: Any, cluster: Any, larger: Models, tmp_path: Path) -> None:
+def test_jobs_of_a_dead_node_run_elsewhere(
+    executor: Any, cluster: Any, add_node: Any, larger: Models, tmp_path: Path
+) -> None:
     """One node dies in the middle of its work: every job ends once, and some began twice."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import tests
     jobs, notes = make_plan(recipe_of(larger)).jobs, tmp_path / "notes"
     notes.mkdir()
-    doomed = cluster.add_node(**SMALL)
-    cluster.wait_for_nodes()
+    doomed = add_node()
     ended: list[tuple[int, str]] = []
 
     def kill() -> None:
@@ -162,9 +137,10 @@ def test_jobs_of_a_dead_node_run_elsewhere(executor: Any, cluster: Any, larger: 
     assert doomed.node_id not in {node for _, node in ended}
 
 
-def test_a_node_dies_during_a_merge(executor: Any, cluster: Any, larger: Models, contents: Any, tmp_path: Path) -> None:
-    doomed = cluster.add_node(**SMALL)
-    cluster.wait_for_nodes()
+def test_a_node_dies_during_a_merge(
+    executor: Any, cluster: Any, add_node: Any, larger: Models, contents: Any, tmp_path: Path
+) -> None:
+    doomed = add_node()
 
     def kill(event: Event) -> None:
         if isinstance(event, Advanced) and doomed in cluster.list_all_nodes():
@@ -259,7 +235,7 @@ def test_a_node_with_other_software(
     executor: Any, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     object.__setattr__(executor.place, "software", "triune 9.9 torch 9.9")
-    with pytest.raises(UserError, match=r"has triune .*, the machine that started the merge triune 9\.9 torch 9\.9\."):
+    with pytest.raises(UserError, match=r"has triune .*, the machine that started the run triune 9\.9 torch 9\.9\."):
         api.merge(recipe_of(models), tmp_path / "ray" / "out", executor=executor, gate=False)
 
 

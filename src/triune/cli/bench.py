@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from triune.cli._cluster import Address, Executor, check_device, executor_of
 from triune.cli._options import AsJson, Quiet
 from triune.cli.evaluate import Backend, Batch, Keep, batch_of
 
@@ -25,6 +26,8 @@ def bench(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch: Batch = "auto",
     keep: Keep = False,
+    executor: Executor = "local",
+    address: Address = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all, list the models with their rows and time, stop.")
     ] = False,
@@ -34,9 +37,10 @@ def bench(
     """Measure all models of a suite in one way, choose the settings of merges, and print the leaderboard.
 
     Settings are chosen on one half of the rows, and numbers are told of the other. A run that was stopped continues when the
-    same command is given again.
+    same command is given again. On a cluster all models are measured at once, each on a node or a GPU of its own.
     """
     import json
+    from contextlib import nullcontext
 
     from rich.console import Console
 
@@ -50,7 +54,9 @@ def bench(
 
     checked = load_config(suite, Suite, setting or [])
     names = [n.strip() for n in only.split(",")] if only else []
-    with Bar(quiet) as bar:
+    check_device(executor, device)
+    runner = nullcontext() if dry_run else executor_of(executor, address, out, alone=True, device=device)
+    with runner as runs, Bar(quiet) as bar:
         made = Bench(
             checked,
             out,
@@ -58,7 +64,8 @@ def bench(
             only=names,
             listener=silent if dry_run else bar,
             backend=backend,
-            device=device,
+            executor=runs,
+            device=runs.device if runs else device,
             batch=batch_of(batch),
         )
         if dry_run:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from triune.cli._cluster import Address, Executor, executor_of
 from triune.cli._options import (
     AsJson,
     Base,
@@ -39,13 +39,8 @@ def merge(
     device: Device = "cpu",
     max_memory: Memory = None,
     shard_size: ShardSize = "5GB",
-    executor: Annotated[
-        str, typer.Option("--executor", help="local, or ray: the nodes of a cluster, which share the folders.")
-    ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option("--address", help="HOST:PORT of the Ray cluster; RAY_ADDRESS or this machine's if not given."),
-    ] = None,
+    executor: Executor = "local",
+    address: Address = None,
     gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Check the merged model afterwards.")] = True,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -62,7 +57,7 @@ def merge(
 
     from triune.cli._show import Bar, result_json, show_result
     from triune.engine.budget import parse_bytes
-    from triune.errors import CheckFailed, RecipeError
+    from triune.errors import CheckFailed, RecipeError, UserError
 
     if not paths:
         raise RecipeError("The output folder is missing: add it at the end.")
@@ -77,7 +72,11 @@ def merge(
     out = Path(paths[-1])
     recipe = recipe_of(paths[0] if len(paths) == 2 else None, base, expert, method, setting)
     limit = memory_of(max_memory)
-    runner = _executor(executor, out, address, limit, threads, device)
+    if executor == "ray" and threads:
+        raise UserError("--threads is for one machine. A Ray node has as many as `ray start --num-cpus` gave it.")
+    if executor == "ray" and device != "cpu":
+        raise UserError(f"--executor ray merges on CPUs, got --device {device}. Leave one of them out.")
+    runner = executor_of(executor, address, out, limit=limit)
     from triune.engine.merge import merge as run
 
     start = time.monotonic()
@@ -100,24 +99,3 @@ def merge(
     if not result.passed:
         failed = " ".join(c.sentence for c in result.checks if c.passed is False)
         raise CheckFailed(f"The merge is written to {out}, but it failed its checks. {failed}")
-
-
-def _executor(
-    name: str, out: Path, address: str | None, limit: int | None, threads: int | None, device: str
-) -> AbstractContextManager[Any]:
-    """Who runs the jobs; None for threads on this machine."""
-    from triune.errors import UserError
-
-    if name not in ("local", "ray"):
-        raise UserError(f"--executor must be local or ray, got {name}.")
-    if name == "local":
-        if address:
-            raise UserError("--address is of a Ray cluster: add --executor ray, or leave it out.")
-        return nullcontext()
-    if threads:
-        raise UserError("--threads is for one machine. A Ray node has as many as `ray start --num-cpus` gave it.")
-    if device != "cpu":
-        raise UserError(f"--executor ray merges on CPUs, got --device {device}. Leave one of them out.")
-    from triune.engine.executors.ray import RayExecutor
-
-    return RayExecutor(out, address, limit)

@@ -41,9 +41,18 @@ class Backend(Protocol):
 
 
 def make(
-    name: str, *, device: str = "auto", batch: int | None = None, seed: int = 0, url: str | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    batch: int | None = None,
+    seed: int = 0,
+    url: str | None = None,
+    remote: bool = False,
 ) -> Backend:
     """
+    Args:
+        remote: the device is another machine's, and is not looked for here.
+
     Raises:
         UserError: there is no such back end, or the device or the URL does not go with it.
     """
@@ -55,7 +64,7 @@ def make(
     if name == "openai":
         assert url is not None
         return Endpoint(url, batch, seed)
-    return Vllm(batch, seed) if name == "vllm" else Transformers(pick_device(device), batch)
+    return Vllm(batch, seed) if name == "vllm" else Transformers(device if remote else pick_device(device), batch)
 
 
 class Transformers:

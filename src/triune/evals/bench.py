@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triune.engine.executors import Executor
 from triune.errors import UserError, did_you_mean
 from triune.evals import samples, store
 from triune.evals.benchmark import BENCHMARKS, GROUPS, HS
@@ -22,7 +23,7 @@ from triune.evals.models import Candidate
 from triune.evals.records import as_csv
 from triune.evals.result import Result
 from triune.evals.rows import Half
-from triune.evals.run import How, Run, benchmarks_of
+from triune.evals.run import Ask, How, Run, benchmarks_of
 from triune.evals.statistics import mean, oriented
 from triune.evals.suite import BASE, Contestant, Suite, contestants
 from triune.evals.tables import markdown
@@ -77,6 +78,7 @@ def bench(
     only: Sequence[str] = (),
     keep: bool = False,
     listener: Listener = silent,
+    executor: Executor | None = None,
     **machine: Any,
 ) -> Benched:
     """Measure all models of a suite and compare them.
@@ -88,12 +90,14 @@ def bench(
         only: names of models; the others stay as they are. All if not given.
         keep: keep merged weights.
         listener: is told about progress.
+        executor: whose machines measure, all models at once, instead of this one; ``machine`` gives their device.
         machine: ``backend`` (hf or vllm), ``device``, ``batch``, as of :class:`triune.evals.run.How`.
 
     Raises:
         UserError: the suite, a model or the data is wrong.
     """
-    return Bench(suite, Path(out), folder=folder, only=only, listener=listener, **machine).run(keep)
+    made = Bench(suite, Path(out), folder=folder, only=only, listener=listener, executor=executor, **machine)
+    return made.run(keep)
 
 
 class Bench:
@@ -107,6 +111,7 @@ class Bench:
         folder: Path | None = None,
         only: Sequence[str] = (),
         listener: Listener = silent,
+        executor: Executor | None = None,
         **machine: Any,
     ) -> None:
         everything = contestants(suite, folder)
@@ -125,7 +130,7 @@ class Bench:
             **machine,
         )
         self.suite, self.listener = suite, listener
-        self.measuring = Run(how, out, listener)
+        self.measuring = Run(how, out, listener, executor)
         self.lines = [line for line in everything if not only or line.name in only]
         self.others = [line for line in everything if line not in self.lines]
         """Of the suite, and not to be measured now."""
@@ -165,6 +170,8 @@ class Bench:
         run, best = self.measuring, dict[str, Candidate]()
         with run.locked():
             tuned = _read(run.out)
+            if run.executor:
+                self._ask(keep)
             for number, line in enumerate(self.lines, 1):
                 self.listener(Noted(f"Model {number} of {len(self.lines)}: {line.name}"))
                 best[line.name] = line.points[0]
@@ -180,6 +187,15 @@ class Bench:
             write_text(run.out / "leaderboard.md", markdown(board) + _tuning(tuned) + self._left_out())
             write_text(run.out / "leaderboard.csv", as_csv(board))
         return Benched(run.out, board, tuned)
+
+    def _ask(self, keep: bool) -> None:
+        """Let the executor's machines answer: first all that is known to be asked, then what the chosen settings are."""
+        grids = [line for line in self.lines if len(line.points) > 1]
+        tune = [Ask(p, self.tune_tasks, "tune", self.suite.tune.limit, keep) for line in grids for p in line.points]
+        single = [line.points[0] for line in self.lines if line not in grids]
+        self.measuring.ask([*tune, *(Ask(p, self.tasks, "report", None, keep) for p in single)])
+        best = [line.point(self._tune(line, keep).chosen) for line in grids]
+        self.measuring.ask(Ask(p, self.tasks, "report", None, keep) for p in best)
 
     def _tune(self, line: Contestant, keep: bool) -> Tuned:
         """Measure all points on the tune half; of equally good ones the first is chosen."""

@@ -10,15 +10,16 @@ import fcntl
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from triune.engine.executors import Executor, ExecutorFailed
 from triune.engine.merge import merge
 from triune.errors import UserError, did_you_mean
 from triune.evals import outcomes, samples, store
@@ -131,21 +132,42 @@ class Job:
         return [i for i in self.ids if i not in there]
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A model and what it is asked: a job for any machine that sees the run's folder and the models."""
+
+    candidate: Candidate
+    tasks: Sequence[str]
+    half: Half | None = None
+    limit: int | None = None
+    keep: bool = False
+    """Keep merged weights."""
+    traffic: int = 0
+    """Answers that are missing."""
+    nbytes: int = 0
+    """Not declared: it has its machine, or its GPU, for itself."""
+
+
 class Run:
     """All that the models of a run share, checked and loaded.
+
+    Args:
+        executor: whose machines answer what :meth:`ask` asks.
 
     Raises:
         UserError: a benchmark, the data or a setting is wrong; so far nothing is written.
     """
 
-    def __init__(self, how: How, out: Path, listener: Listener = silent) -> None:
+    def __init__(self, how: How, out: Path, listener: Listener = silent, executor: Executor | None = None) -> None:
         for flag, value in (("--limit", how.limit), ("--batch", how.batch)):
             if value is not None and value < 1:
                 raise UserError(f"{flag} must be at least 1, got {value}.")
         wanted = benchmarks_of(how.tasks)
         require_lm_eval()
-        self.how, self.out, self.listener = how, out, listener
-        self.backend: Backend = make(how.backend, device=how.device, batch=how.batch, seed=how.seed, url=how.url)
+        self.how, self.out, self.listener, self.executor = how, out, listener, executor
+        self.backend: Backend = make(
+            how.backend, device=how.device, batch=how.batch, seed=how.seed, url=how.url, remote=executor is not None
+        )
         self.left_out = [b for b in wanted if b.needs == "code" and not how.allow_code]
         """They run code that a model wrote, and that was not allowed."""
         self.tasks = {t.benchmark.name: t for t in load([b for b in wanted if b not in self.left_out], how.data)}
@@ -242,22 +264,55 @@ class Run:
             keep: keep merged weights.
         """
         folder = self.out / candidate.folder
-        jobs = [self.job(candidate, self.tasks[name], half, limit) for name in tasks or self.tasks]
-        jobs = [job for job in jobs if job.ids]  # of a few rows, perhaps none is in the half
         results = []
-        with self._lent(candidate) if any(job.missing for job in jobs) else nullcontext() as lm:
-            for job in jobs:
-                answers = self._answer(candidate, job, lm) if job.missing else job.answers
-                assert answers is not None
-                settings = {**answers.settings, "limit": self.how.limit, "half": half}
-                answers = replace(answers.only(job.ids), settings=settings)
-                outcomes.write_results(folder, candidate.model, job.task, answers)
-                found = outcomes.results(candidate.model, job.task, answers)
-                store.add(self.out, found)
-                results += found
-        if not keep:
-            shutil.rmtree(folder / MERGED, ignore_errors=True)
+        for job, answers in self.answers(Ask(candidate, tasks, half, limit, keep)):
+            settings = {**answers.settings, "limit": self.how.limit, "half": half}
+            answers = replace(answers.only(job.ids), settings=settings)
+            outcomes.write_results(folder, candidate.model, job.task, answers)
+            found = outcomes.results(candidate.model, job.task, answers)
+            store.add(self.out, found)
+            results += found
         return results
+
+    def answers(self, ask: Ask) -> Iterator[tuple[Job, Answers]]:
+        """Let a model answer what it has not answered yet, benchmark by benchmark, each written down when it is whole."""
+        jobs = self._jobs(ask)
+        with self._lent(ask.candidate) if any(job.missing for job in jobs) else nullcontext() as lm:
+            for job in jobs:
+                answers = self._answer(ask.candidate, job, lm) if job.missing else job.answers
+                assert answers is not None
+                yield job, answers
+        if not ask.keep:
+            shutil.rmtree(self.out / ask.candidate.folder / MERGED, ignore_errors=True)
+
+    def ask(self, asks: Iterable[Ask]) -> None:
+        """Let the executor's machines answer what is missing, all models at once: :meth:`measure` finds it done."""
+        assert self.executor is not None
+        asks = [replace(a, traffic=sum(j.task.requests(j.missing) for j in self._jobs(a))) for a in asks]
+        todo = [a for a in asks if a.traffic]
+        if not todo:
+            return
+
+        def done(ask: Ask, told: tuple[dict[str, Answers], list[Noted]]) -> None:
+            for name, answers in told[0].items():  # once more: this machine's view of a network folder may be old
+                samples.write(self.out / ask.candidate.folder / "samples", name, answers)
+            for note in told[1]:
+                self.listener(note)
+            self.listener(Advanced(ask.traffic, ask.candidate.model.name))
+
+        data = source(self.how.data)
+        how = replace(self.how, data=str(data) if data else HUB)
+        work = partial(_answer_there, how=how, out=self.out.absolute(), versions=outcomes.versions())
+        self.listener(Started(f"{len(todo)} models", sum(a.traffic for a in todo), unit="answers"))
+        try:
+            self.executor.run(todo, work, done)
+        except ExecutorFailed as error:
+            raise UserError(f"{error} Then run the same command again: what is finished is kept.") from None
+        self.listener(Finished("models"))
+
+    def _jobs(self, ask: Ask) -> list[Job]:
+        jobs = [self.job(ask.candidate, self.tasks[name], ask.half, ask.limit) for name in ask.tasks or self.tasks]
+        return [job for job in jobs if job.ids]  # of a few rows, perhaps none is in the half
 
     def job(self, candidate: Candidate, task: Task, half: Half | None = None, limit: int | None = None) -> Job:
         """What there is to do, and what is done already."""
@@ -331,6 +386,19 @@ class Run:
         )
         samples.write(self.out / candidate.folder / "samples", task.benchmark.name, answers)
         return answers
+
+
+def _answer_there(
+    ask: Ask, lane: object, *, how: How, out: Path, versions: dict[str, str]
+) -> tuple[dict[str, Answers], list[Noted]]:
+    """What another machine does: the answers by benchmark, and what there is to say about them."""
+    if (here := outcomes.versions()) != versions:
+        raise ExecutorFailed(
+            f"A node has {here}, the machine that started the run {versions}. Install the same on all."
+        )
+    run, notes = Run(how, out), list[Noted]()
+    run.listener = lambda event: notes.append(event) if isinstance(event, Noted) else None
+    return {job.task.benchmark.name: answers for job, answers in run.answers(ask)}, notes
 
 
 def _template(lm: Any) -> str:

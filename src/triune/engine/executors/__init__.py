@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from triune.engine.job import Job, Lane
+from triune.engine.job import Lane
 from triune.errors import TriuneError
 
 R = TypeVar("R")
+
+
+class Work(Protocol):
+    """A job: all that is needed to do it, picklable, so that any thread or machine can."""
+
+    @property
+    def nbytes(self) -> int:
+        """Peak memory it takes."""
+
+    @property
+    def traffic(self) -> int:
+        """How long it takes, in a unit of its own; of a merge the bytes read and written."""
+
+
+J = TypeVar("J", bound=Work)
 
 
 class ExecutorFailed(TriuneError, RuntimeError):
@@ -23,9 +38,9 @@ class Executor(Protocol):
 
     def run(
         self,
-        jobs: Sequence[Job],
-        work: Callable[[Job, Lane], R],
-        done: Callable[[Job, R], None] = lambda job, result: None,
+        jobs: Sequence[J],
+        work: Callable[[J, Lane], R],
+        done: Callable[[J, R], None] = lambda job, result: None,
     ) -> None:
         """Call ``work`` on every job, in any order and any number at once, within the memory limit.
 

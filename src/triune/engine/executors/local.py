@@ -11,9 +11,11 @@ from triune._lazy import torch
 from triune.checkpoint.reader import Files
 from triune.engine.allocator import keep_freed_blocks
 from triune.engine.budget import Budget
-from triune.engine.job import Job, Lane
+from triune.engine.executors import Work
+from triune.engine.job import Lane
 from triune.errors import Interrupted
 
+J = TypeVar("J", bound=Work)
 R = TypeVar("R")
 
 
@@ -29,13 +31,13 @@ class LocalExecutor:
 
     def run(
         self,
-        jobs: Sequence[Job],
-        work: Callable[[Job, Lane], R],
-        done: Callable[[Job, R], None] = lambda job, result: None,
+        jobs: Sequence[J],
+        work: Callable[[J, Lane], R],
+        done: Callable[[J, R], None] = lambda job, result: None,
     ) -> None:
         """See :class:`triune.engine.executors.Executor`."""
         queue, turn, stop = iter(jobs), Lock(), Event()
-        results: SimpleQueue[tuple[Job, R] | BaseException | None] = SimpleQueue()
+        results: SimpleQueue[tuple[J, R] | BaseException | None] = SimpleQueue()
 
         def lane_main(files: Files) -> None:
             torch.set_num_threads(1)

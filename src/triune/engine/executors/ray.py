@@ -1,8 +1,8 @@
 """Ray tasks on a cluster whose nodes share a file system with this machine.
 
-A task is a lane for a few hundred megabytes of jobs: it reads the models, computes, writes its tensors into the shared
-shards and sends back what the journal keeps. Ray places tasks by cores and declared memory, and starts those of a dead node
-elsewhere.
+In a merge a task is a lane for a few hundred megabytes of jobs: it reads the models, computes, writes its tensors into the
+shared shards and sends back what the journal keeps. Jobs that load whole models have a task each, and a node or a GPU for
+themselves. Ray places tasks by cores, GPUs and declared memory, and starts those of a dead node elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +22,12 @@ from typing import Any, TypeVar
 from triune._lazy import torch
 from triune.checkpoint.reader import Files
 from triune.engine.allocator import keep_freed_blocks
-from triune.engine.executors import ExecutorFailed
-from triune.engine.job import Job, Lane
+from triune.engine.executors import ExecutorFailed, Work
+from triune.engine.job import Lane
 from triune.engine.plan import made_with
 from triune.errors import Interrupted, TriuneError, UserError
 
+J = TypeVar("J", bound=Work)
 R = TypeVar("R")
 
 GROUP = 1 << 28
@@ -49,15 +50,25 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
     """Runs jobs on a Ray cluster. Leaving the context disconnects.
 
     Args:
-        out: the output folder of the merge, which every node must see under this path.
+        out: the output folder, which every node must see under this path.
         address: HOST:PORT of the cluster's head; by default what RAY_ADDRESS says, else the cluster of this machine.
         limit: bytes of working memory on a node; by default what the node offers to Ray.
+        alone: jobs load whole models: each has the cores of a node, or one of its GPUs, instead of a core.
+        device: with ``alone``: auto takes the GPUs if there are any; cpu does not.
 
     Raises:
         UserError: Ray is not installed, or no cluster answers, or its nodes have no cores or no memory to offer.
     """
 
-    def __init__(self, out: Path, address: str | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        address: str | None = None,
+        limit: int | None = None,
+        *,
+        alone: bool = False,
+        device: str = "auto",
+    ) -> None:
         self._connected = _connect(address)
         import ray
 
@@ -71,7 +82,13 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             )
         self.lanes = sum(int(n["CPU"]) for n in nodes)
         self.limit = min(limit or self.offered, self.offered - WORKER)
-        self.place = Place(Path.cwd(), out.absolute() / ".triune" / f"run-{secrets.token_hex(8)}", made_with())
+        self.alone, self.cores, self.gpus = alone, 1, 0
+        if alone:
+            having = [n for n in nodes if device != "cpu" and n.get("GPU", 0) >= 1]
+            self.gpus = 1 if having else 0
+            self.cores = max(1, min(int(n["CPU"] // (n["GPU"] if having else 1)) for n in having or nodes))
+        token = out.absolute() / ".triune" / f"run-{secrets.token_hex(8)}"
+        self.place = Place(Path.cwd(), token, made_with(), self.cores)
 
     def __exit__(self, *_: object) -> None:
         if self._connected:
@@ -81,21 +98,25 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
 
     def run(
         self,
-        jobs: Sequence[Job],
-        work: Callable[[Job, Lane], R],
-        done: Callable[[Job, R], None] = lambda job, result: None,
+        jobs: Sequence[J],
+        work: Callable[[J, Lane], R],
+        done: Callable[[J, R], None] = lambda job, result: None,
     ) -> None:
         """See :class:`triune.engine.executors.Executor`. After Ctrl-C running jobs are killed instead of waited for."""
         import ray
 
         self.place.mark()
         task, sent = ray.remote(_run_group), ray.put(work)
-        pending: dict[Any, Sequence[Job]] = {}
-        size = min(GROUP, sum(j.traffic for j in jobs) // (4 * self.lanes))
+        pending: dict[Any, Sequence[J]] = {}
+        size = 0 if self.alone else min(GROUP, sum(j.traffic for j in jobs) // (4 * self.lanes))
         # The largest first, so that none is left to a single lane in the end.
         for group in sorted(groups(jobs, size), key=lambda g: -sum(j.traffic for j in g)):
-            options = {"memory": self.demand(max(j.nbytes for j in group)), "max_retries": RETRIES}
-            started = task.options(num_cpus=1, scheduling_strategy="SPREAD", **options)
+            demand = {
+                "num_cpus": self.cores,
+                "num_gpus": self.gpus,
+                "memory": self.demand(max(j.nbytes for j in group)),
+            }
+            started = task.options(scheduling_strategy="SPREAD", max_retries=RETRIES, **demand)
             pending[started.remote(group, sent, self.place)] = group
         try:
             while pending:
@@ -107,6 +128,12 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
+            self.place.clear()
+
+    @property
+    def device(self) -> str:
+        """What a job computes on."""
+        return "cuda" if self.gpus else "cpu"
 
     def demand(self, nbytes: int) -> int:
         """Memory to ask Ray for, so that jobs of ``limit`` bytes together fill a node."""
@@ -116,44 +143,42 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where and with what a merge runs; a node that differs would write other bytes, or write them elsewhere."""
+    """Where and with what jobs run; a node that differs would write other bytes, or write them elsewhere."""
 
     start: Path
     """Relative paths start here."""
     token: Path
     """An empty file in the output's working folder, with a name of this run alone: who sees it shares the folder."""
     software: str
+    threads: int = 1
+    """Of a job, wherever it runs: the order of a sum must not depend on the node's cores."""
 
     def mark(self) -> None:
         """Put the token there. Without theirs, tasks that a killed run has left behind do not start."""
+        self.token.parent.mkdir(exist_ok=True)
         for old in self.token.parent.glob("run-*"):
             old.unlink()
         self.token.touch()
+
+    def clear(self) -> None:
+        """Take the token away, and its folder if there is nothing else in it."""
+        with suppress(OSError):
+            self.token.unlink()
+            self.token.parent.rmdir()
 
     def check(self) -> None:
         """Refuse this node if it differs."""
         self.token.stat()
         if self.software != made_with():
             raise ExecutorFailed(
-                f"Node {_node()} has {made_with()}, the machine that started the merge {self.software}. "
+                f"Node {_node()} has {made_with()}, the machine that started the run {self.software}. "
                 "Install the same on all."
             )
 
 
-class _FilesFrom(Files):
-    """Files whose relative paths start at a folder."""
-
-    def __init__(self, start: Path) -> None:
-        super().__init__()
-        self.start = start
-
-    def descriptor(self, file: str) -> int:
-        return super().descriptor(str(self.start / file))
-
-
-def groups(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Cut jobs, in order, into groups of at most so many bytes read and written; a larger job gets its own."""
-    group: list[Job] = []
+def groups(jobs: Sequence[J], size: int) -> Iterator[list[J]]:
+    """Cut jobs, in order, into groups of at most so much traffic; a larger job gets its own."""
+    group: list[J] = []
     for job in jobs:
         if group and sum(j.traffic for j in group) + job.traffic > size:
             yield group
@@ -163,13 +188,15 @@ def groups(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
         yield group
 
 
-def _run_group(jobs: Sequence[Job], work: Callable[[Job, Lane], R], place: Place) -> list[R]:
+def _run_group(jobs: Sequence[J], work: Callable[[J, Lane], R], place: Place) -> list[R]:
     """What a node does."""
     try:
         place.check()
         keep_freed_blocks()
-        torch.set_num_threads(1)  # as in a local lane: the order of a sum must not depend on the node's cores
-        with _FilesFrom(place.start) as files:
+        torch.set_num_threads(place.threads)
+        with suppress(FileNotFoundError):  # no matter, unless a relative path starts there
+            os.chdir(place.start)
+        with Files() as files:
             lane = Lane(files)
             return [work(job, lane) for job in jobs]
     except FileNotFoundError as error:
