@@ -48,7 +48,9 @@ def test_terminal(triune: Run, stores: tuple[Path, Path]) -> None:
     assert partial.strip().startswith("—")
     assert "≈" in partial.split("merge")[1].split()[0]
     assert "†" in partial
-    assert "n = 200, exact" in text
+    assert "n = 200 of 1,319, exact" in text
+    kept = next(row for row in text.split("Kept of each specialist")[1].splitlines() if OURS.name in row)
+    assert kept.split("50%")[1].split() == ["110.8", "≈100.0", "≈100.0"]  # as the means that they are made of
     assert "OR-Bench Hard-1K ↓" in text
     assert "Holm-corrected p < 0.05" in text
     assert all(len(row) <= 200 for row in text.splitlines())
@@ -113,6 +115,11 @@ def test_csv_and_json_hold_the_same_numbers(triune: Run, stores: tuple[Path, Pat
     assert by_name[OURS.name, "overall", "balance"]["lowest"] == "helpful"
     # (50 + 50 + 61.7 + 60) / 4 over (50 + 50 + 40 + 60) / 4
     assert by_name[OURS.name, "retention", "helpful_expert"]["value"] == pytest.approx(1 + 65 / 3 / 200)
+    # Every number says that it is a slice or a proxy. Honest: TruthfulQA 817, SelfAware 3,369 and HHH 61, 200 rows of each.
+    for level, name in (("h", "honest"), ("retention", "honest_expert")):
+        honest = by_name[OURS.name, level, name]
+        assert (honest["n"], honest["full_n"], honest["proxy"]) == (600, 817 + 3369 + 61, "selfaware")
+    assert all(r["full_n"] for r in found["scores"] if r["value"] is not None)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Column:
     benchmarks: tuple[Benchmark, ...]
     higher_is_better: bool = True
     rows: str = ""
-    """Of a benchmark: n and the scorer."""
+    """Of a benchmark: n, of how many where it is a slice, and the scorer."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,10 @@ class Board:
         """The results that a benchmark's column shows."""
         cells = [line.cells[column.name] for line in self.lines if column.name in line.cells]
         return [cell.result for cell in cells if cell.result]
+
+    def specialty(self, specialist: str) -> str:
+        """The column of what a specialist was trained for, whose cells its retention is made of."""
+        return next(line.model.specialty for line in self.lines if line.label == specialist)
 
 
 def leaderboard(
@@ -232,7 +236,8 @@ def _columns(table: Mapping[str, Mapping[str, Result]]) -> tuple[Column, ...]:
     for b in measured:
         results = list(table[b.name].values())
         counts = sorted({r.n for r in results})
-        rows = f"n = {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))}, {results[0].scorer}"
+        rows = f"n = {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))}"
+        rows += f" of {b.items:,}" * (counts[0] < b.items) + f", {results[0].scorer}"
         columns.append(Column(b.name, b.title, "benchmark", (b,), results[0].higher_is_better, rows))
     return tuple(columns)
 

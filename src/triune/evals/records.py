@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from triune.evals.leaderboard import Board, Column, Line
+from triune.evals.leaderboard import Board, Cell, Column, Line
 from triune.evals.notes import notes
 
 
@@ -30,7 +30,7 @@ class Record:
     stderr: float | None = None
     n: int | None = None
     full_n: int | None = None
-    """Rows of the full set; n is fewer where a slice was measured."""
+    """Rows of the full set, of a mean those of all its benchmarks; n is fewer where a slice was measured."""
     higher_is_better: bool = True
     proxy: str = ""
     """In what way it is not the official number; of a mean, the benchmarks of which that is so."""
@@ -58,21 +58,22 @@ class Record:
 
 def records(board: Board) -> list[Record]:
     """All numbers of the board, model by model in the order of the ranks."""
-    return [record for line in board.lines for record in _of(line, board.columns)]
+    return [record for line in board.lines for record in _of(line, board)]
 
 
-def _of(line: Line, columns: tuple[Column, ...]) -> Iterator[Record]:
+def _of(line: Line, board: Board) -> Iterator[Record]:
     who: dict[str, Any] = {"model": line.label, "kind": line.model.kind, "fingerprint": line.model.fingerprint}
     who["rank"] = line.rank
-    for column in columns:
+    columns = {column.name: column for column in board.columns}
+    for column in board.columns:
         what = {**who, "level": column.level, "name": column.name, "higher_is_better": column.higher_is_better}
         if column.name not in line.cells:
             yield Record(**what, value=None)
             continue
         cell = line.cells[column.name]
         found, versus, result = cell.found, cell.comparison, cell.result
-        what |= {"value": found.value, "low": found.low, "high": found.high, "stderr": found.stderr, "n": found.n}
-        what |= {"missing": ", ".join(found.missing), "proxy": ", ".join(cell.proxies)}
+        what |= {"value": found.value, "low": found.low, "high": found.high, "stderr": found.stderr}
+        what |= _counted(cell, column)
         if versus:
             what |= {"better_by": versus.difference, "better_low": versus.low, "better_high": versus.high}
             what |= {"p": cell.p, "test": versus.test, "paired_n": versus.n}
@@ -80,14 +81,27 @@ def _of(line: Line, columns: tuple[Column, ...]) -> Iterator[Record]:
             same = ("proxy", "chance", "metric", "scorer", "revision", "prompt_version")
             what |= {name: getattr(result, name) for name in same} | {"normalised": cell.normalised}
             (benchmark,) = column.benchmarks
-            what |= {"full_n": benchmark.items, "official_metric": benchmark.official_metric}
+            what |= {"official_metric": benchmark.official_metric}
         yield Record(**what)
     if line.balance:
         h, cell = line.balance
-        what = {"missing": ", ".join(cell.found.missing), "proxy": ", ".join(cell.proxies), "lowest": h}
+        what = {**_counted(cell, columns[h]), "lowest": h}
         yield Record(**who, **what, level="overall", name="balance", value=cell.found.value)
     for specialist, kept in line.retention.items():
-        yield Record(**who, level="retention", name=specialist, value=kept)
+        specialty = board.specialty(specialist)
+        what = {} if kept is None else _counted(line.cells[specialty], columns[specialty])
+        yield Record(**who, **what, level="retention", name=specialist, value=kept)
+
+
+def _counted(cell: Cell, column: Column) -> dict[str, Any]:
+    """How much was counted, and what of it is not the official number."""
+    full_n = sum(b.items for b in column.benchmarks if b.name not in cell.found.missing)
+    return {
+        "n": cell.found.n,
+        "full_n": full_n,
+        "missing": ", ".join(cell.found.missing),
+        "proxy": ", ".join(cell.proxies),
+    }
 
 
 def as_csv(board: Board) -> str:

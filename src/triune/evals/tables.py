@@ -73,11 +73,17 @@ def _kept(board: Board) -> Section:
     rows = tuple(
         (
             Field(line.label),
-            *(Field("—" if (kept := line.retention[e]) is None else f"{100 * kept:.1f}") for e in experts),
+            *(_share(line.retention[e], line.cells.get(board.specialty(e))) for e in experts),
         )
         for line in board.lines
     )
     return Section("Kept of each specialist", ("model", *experts), ("",) * (1 + len(experts)), rows)
+
+
+def _share(kept: float | None, basis: Cell | None) -> Field:
+    if kept is None or basis is None:
+        return Field("—")
+    return Field(("≈" if basis.proxies else "") + f"{100 * kept:.1f}" + ("†" if basis.found.missing else ""))
 
 
 def _field(cell: Cell | None) -> Field:
