@@ -110,7 +110,7 @@ def test_a_run_is_judged_and_stored(call: Call, folder: Path) -> None:
     assert (win.scorer, win.metric, win.n) == ("llm:toy vs base", "win_rate", 3)
     assert win.proxy == "koala and vicuna prompts against base, not AlpacaEval's against GPT-4 Turbo"
     over = found["merged", "or_bench"]
-    assert (over.scorer, over.proxy, over.prompt_version) == ("llm:toy", "", "1, judge 1")
+    assert (over.scorer, over.proxy, over.prompt_version) == ("llm:toy", "judged in our own words", "1, judge 1")
     assert not over.higher_is_better
     assert found["merged", "salad"].proxy == "judged by an LLM, not by MD-Judge"
     assert over.settings["judge_models"] == ["toy-0101"]
@@ -165,7 +165,8 @@ def test_what_it_prints(call: Call) -> None:
     assert told.err == ""
     line = next(line for line in told.out.splitlines() if line.startswith("merged"))
     assert line.split() == [
-        *("merged", "halueval_wild", "llm:toy", "33.3", "[6.1,", "79.2]", "3", "0", "0", "3"),  # Wilson's, 1 of 3
+        *("merged", "halueval_wild", "llm:toy", "≈33.3", "[6.1,", "79.2]"),  # Wilson's, 1 of 3
+        *("3", "of", "500", "0", "0", "3"),
         str(sum(len(asked.text.split()) for asked in server.asked if "merged says" in asked.text)),
         *("5", "5.00"),  # [[yes]] and twice So: [[no]]
     ]
@@ -177,13 +178,16 @@ def test_as_json(call: Call) -> None:
     assert [row["model"] for row in rows] == ["base", "merged"]
     assert rows[1]["scores"] == {"halueval_wild-0": 0.0, "halueval_wild-1": 1.0, "halueval_wild-2": 0.0}
     assert rows[1]["cost"] is None
+    assert (rows[1]["n"], rows[1]["full_n"], rows[1]["proxy"]) == (3, 500, "judged in our own words")
 
 
 def test_what_has_no_verdict_is_left_out_and_told(call: Call, folder: Path) -> None:
     told, _ = call("-t", "or_bench", script=lambda asked: "?" if "says 1" in asked.text else fair(asked))
     assert told.code == 0
     found = stored(folder)
-    assert [(r.n, r.proxy, r.settings["unparsed"]) for r in found] == [(2, "answers without a verdict left out", 1)] * 2
+    proxy = "judged in our own words; answers without a verdict left out"
+    assert [(r.n, r.proxy, r.settings["unparsed"]) for r in found] == [(2, proxy, 1)] * 2
+    assert f"≈ or_bench: {proxy}.\n" in told.out
 
 
 def test_what_failed_is_not_stored_and_the_same_command_mends_it(call: Call, folder: Path) -> None:
@@ -262,7 +266,9 @@ def test_answers_logged_for_the_phrase_list_serve_the_judge(call: Call, folder: 
         (folder / name / "samples" / "salad.jsonl").unlink()
     _, server = call("-t", "salad")
     assert all("rob a shop" in asked.text for asked in server.asked)
-    assert {r.benchmark for r in stored(folder)} == {"salad"}
+    assert {(r.benchmark, r.proxy) for r in stored(folder)} == {
+        ("salad", "judged by an LLM, not by MD-Judge; of the short answers to salad_refusal")
+    }
 
 
 def test_a_file_outside_of_a_run(call: Call, tmp_path: Path) -> None:

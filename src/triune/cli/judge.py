@@ -225,22 +225,25 @@ def _run(one: Work, prices: tuple[float, float], bar: Any) -> dict[str, Any]:
     from triune.evals import store
     from triune.evals.judges.calibrate import calibrate
     from triune.evals.judges.judge import judge as run
-    from triune.evals.judges.runs import results_of
+    from triune.evals.judges.runs import proxy_of, results_of
     from triune.evals.statistics import estimate
 
     if one.trial is not None:
         found = calibrate(one.trial, one.todo, bar)
-        return _row(one, found.judged, found.agreement, prices)
+        return _row(one, found.judged, found.agreement, prices, "")
     judged = run(one.todo, bar)
     scores = [judged.scores[i] for i in sorted(judged.scores)]
     part = one.part
     if part and part.model and part.store and scores and not judged.failed:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         store.add(part.store, results_of(part, one.todo, judged, time=time))
-    return _row(one, judged, estimate(scores, f"0:{one.benchmark}") if scores else None, prices)
+    proxy = proxy_of(part, one.todo, judged) if part else ""
+    return _row(one, judged, estimate(scores, f"0:{one.benchmark}") if scores else None, prices, proxy)
 
 
-def _row(one: Work, judged: Judged, found: Estimate | None, prices: tuple[float, float]) -> dict[str, Any]:
+def _row(one: Work, judged: Judged, found: Estimate | None, prices: tuple[float, float], proxy: str) -> dict[str, Any]:
+    from triune.evals.benchmark import BENCHMARKS
+
     return {
         "model": one.label,
         "benchmark": one.benchmark,
@@ -249,6 +252,8 @@ def _row(one: Work, judged: Judged, found: Estimate | None, prices: tuple[float,
         "low": found.low if found else None,
         "high": found.high if found else None,
         "n": found.n if found else 0,
+        "full_n": BENCHMARKS[one.benchmark].items if one.part else None,
+        "proxy": proxy,
         "unparsed": list(judged.unparsed),
         "refused": dict(judged.refused),
         "failed": dict(judged.failed),
@@ -276,12 +281,21 @@ def _print(told: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     for row in told:
         share = "—"
         if row["value"] is not None:
-            share = f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+            share = (
+                "≈" * bool(row["proxy"]) + f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+            )
         counts = [f"{len(row[name]):,}" for name in ("unparsed", "refused")]
         counts += [f"{row[name]:,}" for name in ("requests", "tokens_in", "tokens_out")]
         cost = "—" if row["cost"] is None else f"{row['cost']:.2f}"
-        table.add_row(row["model"], row["benchmark"], row["scorer"], share, f"{row['n']:,}", *counts, cost)
+        n = f"{row['n']:,}" + (f" of {row['full_n']:,}" if row["n"] < (row["full_n"] or 0) else "")
+        table.add_row(row["model"], row["benchmark"], row["scorer"], share, n, *counts, cost)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 200)  # a file is as wide as it needs
     console.print(table)
+    beside: dict[str, list[str]] = {}
+    for row in told:
+        beside.setdefault(row["proxy"], []).append(row["benchmark"])
+    for proxy, names in beside.items():
+        if proxy:
+            console.print(f"≈ {', '.join(dict.fromkeys(names))}: {proxy}.", soft_wrap=True, markup=False)

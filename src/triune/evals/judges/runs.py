@@ -19,6 +19,7 @@ from triune.evals.judges.cache import Cache
 from triune.evals.judges.judge import Judged, Pass
 from triune.evals.judges.reply import Judge
 from triune.evals.judges.samples import Sample, read_samples
+from triune.evals.outcomes import BUILT_IN, SMOKE
 from triune.evals.result import SPLITS, Model, Result, measured
 from triune.evals.rows import half_of
 from triune.evals.store import NAME
@@ -171,23 +172,28 @@ def rival(found: Sequence[Part], reference: str | None) -> tuple[str, list[Sampl
     return model.name, read_samples(part.samples)
 
 
+def proxy_of(part: Part, todo: Pass, judged: Judged) -> str:
+    """In what way the number is not the official one; empty where it is."""
+    answers = samples.read(part.samples.parent, part.samples.stem)
+    ways = (
+        SMOKE * (answers is not None and answers.settings.get("data") == BUILT_IN),
+        todo.rubric.proxy,
+        f"of the short answers to {part.samples.stem}" * (part.samples.stem == OTHER_FILES.get(part.benchmark)),
+        "answers without a verdict left out" * bool(judged.unparsed or judged.refused),
+    )
+    return "; ".join(filter(None, ways))
+
+
 def results_of(part: Part, todo: Pass, judged: Judged, *, time: str) -> list[Result]:
     """The rows for the results store: of all samples and of either half, as ``triune eval`` divides them."""
-    from triune.evals.outcomes import BUILT_IN, SMOKE  # which loads lm-eval
-
     assert part.model is not None
     answers = samples.read(part.samples.parent, part.samples.stem)
     how = answers.settings if answers else {}
     benchmark, rubric, judge = BENCHMARKS[part.benchmark], todo.rubric, todo.judge
     smoke = how.get("data") == BUILT_IN
-    proxy = (
-        SMOKE * smoke,
-        rubric.proxy,
-        "answers without a verdict left out" * bool(judged.unparsed or judged.refused),
-    )
     benchmark = replace(
         benchmark,
-        proxy="; ".join(filter(None, proxy)),
+        proxy=proxy_of(part, todo, judged),
         prompt_version=benchmark.prompt_version + f", judge {rubric.version}" * bool(rubric.version),
         revision=BUILT_IN if smoke else benchmark.revision,
     )
