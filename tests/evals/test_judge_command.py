@@ -142,6 +142,14 @@ def test_what_the_runner_has_recorded_is_kept(call: Call, folder: Path, half: st
         assert (result.revision, result.seed, result.settings["dtype"]) == ("built-in smoke test", 7, "float32")
 
 
+def test_rows_of_the_hub_are_not_the_copy_that_the_table_names(call: Call, folder: Path) -> None:
+    how = {"data": "hub", "half": None}
+    rows = [{**row, "scores": {"answered": 1.0}} for row in answers("merged", "salad")]
+    samples.write(folder / "merged" / "samples", "salad", samples.Answers({"seed": 0}, rows, "", 1.0, how))
+    call("-t", "salad", over=folder / "merged")
+    assert {r.revision for r in read(folder)} == {"hub, not pinned"}
+
+
 def test_before_it_starts_it_says_what_goes_where(call: Call, folder: Path) -> None:
     """Prices are for a million tokens; the most that can be written is 1024 a request."""
     told, server = call("--dry-run", "--price-in", "2", "--price-out", "1000", "-t", "or_bench")

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +16,13 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 import triune as library
-from triune.evals import scoring, store
+from triune.evals import outcomes, scoring, store
 from triune.evals.backends import Transformers
 from triune.evals.benchmark import BENCHMARKS
-from triune.evals.harness import hushed
+from triune.evals.harness import Task, hushed
+from triune.evals.result import Model
 from triune.evals.rows import MINI, half_of, selected
+from triune.evals.samples import Answers
 from triune.evals.tasks import TASKS
 from triune.progress import Event, Noted, Started
 from triune.testing.chat import toy_chat
@@ -75,6 +78,7 @@ def test_one_model(run: Callable[..., Outcome], chats: Chats, tmp_path: Path) ->
     assert told.code == 0, told.err
     assert "A smoke test: without --data there are only a few rows of triune's own." in told.err
     assert "SMOKE TEST on built-in rows" in told.out
+    assert "5 of 2,376" in told.out  # a slice says so
     assert "ARC-Easy ↑" in told.out
     assert "XSTest safe ↓" in told.out
     folder = tmp_path / "run" / "base"
@@ -206,6 +210,17 @@ def test_benchmarks_for_a_judge_have_samples_and_no_result(
     assert bench["prompt"][1]["content"] == bench["answer"][0]
 
 
+@pytest.mark.parametrize(("data", "revision"), [("hub", "hub, not pinned"), ("DATA", "8c8dd48f")])
+def test_rows_of_the_hub_are_not_the_copy_that_the_table_names(data: str, revision: str) -> None:
+    """Else a folder's rows and whatever the hub has today would stand in one column."""
+    task = Task(BENCHMARKS["arc_easy"], SimpleNamespace(OUTPUT_TYPE="multiple_choice"))
+    row = {"id": "1", "scores": {"acc_norm": 1.0}}
+    how = {"data": data, "half": None}
+    answers = Answers({"seed": 0, "data": ""}, [row], "2025-01-31T12:00:00+00:00", 1.0, how)
+    found = outcomes.results(Model("m", "other", "f-m"), task, answers)
+    assert {r.revision for r in found} == {revision}
+
+
 def test_code_is_left_out_and_named(run: Callable[..., Outcome], chats: Chats) -> None:
     told = run(chats.base, tasks="humaneval,mbpp,arc_easy", flags=("--limit", "1"))
     assert told.code == 0
@@ -213,7 +228,7 @@ def test_code_is_left_out_and_named(run: Callable[..., Outcome], chats: Chats) -
     assert told.out.count("left out: runs code, needs --allow-code") == 2
     as_json = json.loads(run(chats.base, tasks="humaneval,arc_easy", flags=("--limit", "1", "--json")).out)
     assert as_json["left_out"] == ["humaneval"]
-    assert [r["benchmark"] for r in as_json["results"]] == ["arc_easy"]
+    assert [(r["benchmark"], r["n"], r["full_n"]) for r in as_json["results"]] == [("arc_easy", 1, 2376)]
 
 
 def test_from_python(chats: Chats) -> None:

@@ -108,7 +108,10 @@ def _names(benchmarks: Any) -> list[str]:
 def _record(result: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {k: v for k, v in asdict(result).items() if k != "scores"}
+    from triune.evals.benchmark import BENCHMARKS
+
+    full_n = BENCHMARKS[result.benchmark].items  # n is fewer where a slice was measured
+    return {**{k: v for k, v in asdict(result).items() if k != "scores"}, "full_n": full_n}
 
 
 def _show(results: Any, run: Any, out: Path) -> None:
@@ -132,7 +135,8 @@ def _show(results: Any, run: Any, out: Path) -> None:
         any_one = next(iter(row.values()))
         cells = [_cell(row[m]) if m in row else "—" for m in models]
         how = f"{any_one.scorer}{'; ≈ ' + any_one.proxy if any_one.proxy else ''}"
-        table.add_row(title, any_one.h, str(any_one.n), *cells, how)
+        n, full_n = any_one.n, task.benchmark.items
+        table.add_row(title, any_one.h, f"{n:,} of {full_n:,}" if n < full_n else f"{n:,}", *cells, how)
     for b in run.left_out:
         table.add_row(b.title, b.h, "", *("—" for _ in models), "left out: runs code, needs --allow-code")
     console = Console(highlight=False)

@@ -19,9 +19,9 @@ from triune.evals.judges.cache import Cache
 from triune.evals.judges.judge import Judged, Pass
 from triune.evals.judges.reply import Judge
 from triune.evals.judges.samples import Sample, read_samples
-from triune.evals.outcomes import BUILT_IN, SMOKE
+from triune.evals.outcomes import BUILT_IN, SMOKE, UNPINNED
 from triune.evals.result import SPLITS, Model, Result, measured
-from triune.evals.rows import half_of
+from triune.evals.rows import HUB, half_of
 from triune.evals.store import NAME
 
 USUAL = ("instruct_open", "halueval_wild", "salad", "or_bench", "mt_bench")
@@ -190,12 +190,12 @@ def results_of(part: Part, todo: Pass, judged: Judged, *, time: str) -> list[Res
     answers = samples.read(part.samples.parent, part.samples.stem)
     how = answers.settings if answers else {}
     benchmark, rubric, judge = BENCHMARKS[part.benchmark], todo.rubric, todo.judge
-    smoke = how.get("data") == BUILT_IN
+    revisions = {BUILT_IN: BUILT_IN, HUB: UNPINNED}
     benchmark = replace(
         benchmark,
         proxy=proxy_of(part, todo, judged),
         prompt_version=benchmark.prompt_version + f", judge {rubric.version}" * bool(rubric.version),
-        revision=BUILT_IN if smoke else benchmark.revision,
+        revision=revisions.get(how.get("data", ""), benchmark.revision),
     )
     settings = {
         **how,
