@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from triune.methods.tensors import merge_tensors
     from triune.mixtures.mixture import Mixture, mix
     from triune.recipes import Recipe, load_recipe, parse_recipe, recipe_from_flags
+    from triune.reports.report import report
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ _MENU = {
     "plan": "triune.engine.plan:make_plan",
     "read_diagnosis": "triune.diagnostics.records:read_diagnosis",
     "recipe_from_flags": "triune.recipes:recipe_from_flags",
+    "report": "triune.reports.report:report",
     "train": "triune.align.train:train",
     "verify": "triune.engine.verify:verify",
 }
@@ -87,6 +89,7 @@ __all__ = [
     "plan",
     "read_diagnosis",
     "recipe_from_flags",
+    "report",
     "train",
     "verify",
 ]

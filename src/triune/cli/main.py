@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": ("triune.cli.bench:bench", "Measure a whole suite of models, choose settings of merges, and compare."),
     "judge": ("triune.cli.judge:judge", "Let a language model or a guard score logged answers."),
     "leaderboard": ("triune.cli.leaderboard:leaderboard", "Compare the results of models side by side."),
+    "report": ("triune.cli.report:report", "Make a page of merges, measurements and trainings, with figures."),
     "methods": ("triune.cli.methods:methods", "List the merge methods, or show one's reference page."),
 }
 

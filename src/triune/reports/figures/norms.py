@@ -1,0 +1,103 @@
+"""What a merge wrote, by its lock file: the change of each layer beside what the experts changed, and ranks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from triune.reports.colours import KINDS
+from triune.reports.figures.figure import Figure, Panel, Table, chart
+
+
+def by_layer(key: str, lock: Mapping[str, Any], colours: Mapping[str, str]) -> Figure | None:
+    """Norm of the change in each layer over the base's: of the experts, and of the merged model."""
+    import altair as alt
+
+    norms: Mapping[str, Mapping[str, Any]] = lock.get("norms") or {}
+    layers: dict[int, list[Mapping[str, Any]]] = {}
+    for name, told in norms.items():
+        if number := re.search(r"\.(\d+)\.", name):
+            layers.setdefault(int(number[1]), []).append(told)
+    experts = (
+        [str(m["name"]) for m in lock.get("models", [])[-len(next(iter(norms.values()))["deltas"]) :]] if norms else []
+    )
+    if len(layers) < 2 or not experts:
+        return None
+    rows, records = [], []
+    for layer, members in sorted(layers.items()):
+        base = math.hypot(*(m["base"] for m in members)) or 1.0
+        changes = [
+            math.hypot(*(m["deltas"][e] for m in members if e < len(m["deltas"]))) / base for e in range(len(experts))
+        ]
+        merged = math.hypot(*(m["merged_delta"] for m in members)) / base
+        rows.append((layer, *changes, merged))
+        records += [
+            {"layer": layer, "model": n, "change": v}
+            for n, v in zip([*experts, "merged"], [*changes, merged], strict=True)
+        ]
+    legend = {n: colours[n] for n in experts} | {"merged": KINDS["merge"]}
+    scale = alt.Scale(domain=list(legend), range=list(legend.values()))
+    dash = alt.StrokeDash(
+        "model:N", scale=alt.Scale(domain=list(legend), range=[[1, 0]] * len(experts) + [[6, 3]]), legend=None
+    )
+    plot = (
+        chart(records)
+        .mark_line(strokeWidth=2, point={"size": 22, "filled": True})
+        .encode(
+            x=alt.X(
+                "layer:Q",
+                title="layer",
+                axis=alt.Axis(tickMinStep=1, format="d", grid=False),
+                scale=alt.Scale(nice=False),
+            ),
+            y=alt.Y("change:Q", title="norm of the change / base's", axis=alt.Axis(format=".1~%", tickCount=5)),
+            color=alt.Color("model:N", scale=scale, legend=None),
+            strokeDash=dash,
+            tooltip=["model:N", "layer:Q", alt.Tooltip("change:Q", format=".3%")],
+        )
+        .properties(height=220)
+    )
+    most = max(rows, key=lambda r: r[-1])
+    return Figure(
+        f"{key}-norms",
+        "How far the merge moved",
+        f"Norm of each layer's change over the base's. The merged model (dashed) moved most in layer {most[0]}: "
+        f"{most[-1]:.2%}.",
+        [Panel("", plot)],
+        Table("Norm of the change over the base's", ("layer", *experts, "merged"), tuple(rows)),
+        legend=legend,
+    )
+
+
+def ranks(key: str, lock: Mapping[str, Any]) -> Figure | None:
+    """Ranks of the merged deltas, where the merge ran in factors: how many tensors have which."""
+    import altair as alt
+
+    told: Mapping[str, int] = lock.get("ranks") or {}
+    if not told:
+        return None
+    counts: dict[int, int] = {}
+    for rank in told.values():
+        counts[rank] = counts.get(rank, 0) + 1
+    records = [{"rank": r, "tensors": n} for r, n in sorted(counts.items())]
+    plot = (
+        chart(records)
+        .mark_bar(color=KINDS["merge"], size=28)
+        .encode(
+            x=alt.X("rank:O", title="rank of the merged delta", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("tensors:Q", title="tensors", axis=alt.Axis(tickMinStep=1)),
+            tooltip=["rank:O", "tensors:Q"],
+        )
+        .properties(height=160)
+    )
+    low, high = min(counts), max(counts)
+    span = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    return Figure(
+        f"{key}-ranks",
+        "Ranks of the merged deltas",
+        f"{len(told)} tensors were merged by the adapters' factors and have {span}.",
+        [Panel("", plot)],
+        Table("Tensors of each rank", ("rank", "tensors"), tuple((r, n) for r, n in sorted(counts.items()))),
+    )
