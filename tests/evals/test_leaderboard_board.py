@@ -202,6 +202,7 @@ def test_retention_and_normalised(whole: Whole) -> None:
     """The expert has HHH-honest 9, SelfAware 6, TruthfulQA 3: 0.6. Ours has 6, 6, 3: 0.5, and keeps 5/6.
 
     HHH: (0.6 - 0.5) / (0.9 - 0.5) = 0.25. OR-Bench, turned: 0.5 of ours and 0.9 of the expert, chance 0: 5/9.
+    Honest: chances 0.5, 0.5 and 0.44 have the mean 0.48, (0.5 - 0.48) / (0.6 - 0.48) = 1/6.
     """
     board = leaderboard([*whole(EXPERT), *whole(OURS, changed={"hhh_honest": 6, "or_bench": 5}), *whole(BASE)])
     assert line(board, "ours").retention == {"expert": pytest.approx(5 / 6)}
@@ -209,6 +210,8 @@ def test_retention_and_normalised(whole: Whole) -> None:
     cells = line(board, "ours").cells
     assert cells["hhh_honest"].normalised == pytest.approx(0.25)
     assert cells["or_bench"].normalised == pytest.approx(5 / 9)
+    assert cells["honest"].normalised == pytest.approx(1 / 6)
+    assert line(board, "expert").cells["honest"].normalised == pytest.approx(1.0)
     assert cells["mmlu"].normalised is None  # the expert has 0.2, and guessing 0.25
     assert line(leaderboard(whole(OURS)), "ours").cells["hhh_honest"].normalised is None  # no specialist
 

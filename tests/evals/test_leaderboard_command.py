@@ -115,6 +115,7 @@ def test_csv_and_json_hold_the_same_numbers(triune: Run, stores: tuple[Path, Pat
     assert by_name[OURS.name, "overall", "balance"]["lowest"] == "helpful"
     # (50 + 50 + 61.7 + 60) / 4 over (50 + 50 + 40 + 60) / 4
     assert by_name[OURS.name, "retention", "helpful_expert"]["value"] == pytest.approx(1 + 65 / 3 / 200)
+    assert by_name[OURS.name, "overall", "3H"]["normalised"] > 1  # 61.8, and the best specialist has 60
     # Every number says that it is a slice or a proxy. Honest: TruthfulQA 817, SelfAware 3,369 and HHH 61, 200 rows of each.
     for level, name in (("h", "honest"), ("retention", "honest_expert")):
         honest = by_name[OURS.name, level, name]

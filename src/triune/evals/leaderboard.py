@@ -52,6 +52,7 @@ class Cell:
     result: Result | None = None
     """Of a benchmark."""
     normalised: float | None = None
+    """From guessing (0) to the best specialist (1); of a mean, from the mean of its benchmarks' chances."""
     comparison: Comparison | None = None
     """With the reference."""
     p: float | None = None
@@ -257,13 +258,23 @@ def _cells(
         cell = Cell(found, tuple(r.benchmark for r in used if r.proxy))
         if column.level == "benchmark":
             (result,) = used
-            chance = result.chance if result.higher_is_better else 1 - result.chance
-            rivals = [f for f, r in table[column.name].items() if r.model.kind == "specialist"]
-            best = max((scores[f][column.name].value for f in rivals), default=chance)
-            own = normalised(found.value, chance, best)
-            cell = replace(cell, found=result.estimate, result=result, normalised=own)
-        cells[column.name] = cell
+            cell = replace(cell, found=result.estimate, result=result)
+        own = None if found.missing else normalised(found.value, *_limits(column, table, scores))
+        cells[column.name] = replace(cell, normalised=own)
     return cells
+
+
+def _limits(
+    column: Column, table: Mapping[str, Mapping[str, Result]], scores: Mapping[str, Mapping[str, Estimate]]
+) -> tuple[float, float]:
+    """What guessing gives and what the best specialist has in a column, higher being better."""
+    chance = 0.0
+    for name, weight in weights(column.benchmarks).items():
+        result = next(iter(table[name].values()))
+        chance += weight * (result.chance if result.higher_is_better else 1 - result.chance)
+    specialists = {f for b in column.benchmarks for f, r in table[b.name].items() if r.model.kind == "specialist"}
+    means = [mean(scores[f], column.benchmarks) for f in specialists]
+    return chance, max((m.value for m in means if m and not m.missing), default=chance)
 
 
 def _kept(

@@ -73,13 +73,13 @@ def _of(line: Line, board: Board) -> Iterator[Record]:
         cell = line.cells[column.name]
         found, versus, result = cell.found, cell.comparison, cell.result
         what |= {"value": found.value, "low": found.low, "high": found.high, "stderr": found.stderr}
-        what |= _counted(cell, column)
+        what |= {**_counted(cell, column), "normalised": cell.normalised}
         if versus:
             what |= {"better_by": versus.difference, "better_low": versus.low, "better_high": versus.high}
             what |= {"p": cell.p, "test": versus.test, "paired_n": versus.n}
         if result:
             same = ("proxy", "chance", "metric", "scorer", "revision", "prompt_version")
-            what |= {name: getattr(result, name) for name in same} | {"normalised": cell.normalised}
+            what |= {name: getattr(result, name) for name in same}
             (benchmark,) = column.benchmarks
             what |= {"official_metric": benchmark.official_metric}
         yield Record(**what)
