@@ -77,7 +77,7 @@ def test_the_cache_folder(variables: dict[str, str], expected: Path, monkeypatch
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert demo._cache() == expected
+    assert demo.cache_folder() == expected
 
 
 def test_two_at_once_get_the_same_whole_folder(cache: Path, stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def demo_folder(name: str) -> Path:
     return folder
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     if own := os.environ.get("TRIUNE_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "triune"
@@ -112,7 +112,7 @@ def _content_key(source: Path) -> str:
 
 def _base_folder() -> Path:
     source = _gguf_file()
-    folder = _cache() / "demo" / _content_key(source) / _BASE_ID.split("/")[-1]
+    folder = cache_folder() / "demo" / _content_key(source) / _BASE_ID.split("/")[-1]
     if folder.is_dir():  # it appears by one rename, so it is whole
         return folder
     building = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -176,20 +176,23 @@ def read_header(path: Path) -> list[TensorInfo]:
         CheckpointError: the file is truncated, or its header does not describe it.
     """
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise CheckpointError(f"{path}: the header claims {length} bytes in a file of {size}. {_AGAIN}")
-            header = json.loads(file.read(length))
+            return header_of(str(path), path.stat().st_size, file.read)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def header_of(file: str, size: int, read: Callable[[int], bytes]) -> list[TensorInfo]:
+    """The same of a file that is open at its start; ``read`` gives the next bytes."""
+    head = read(8)
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    if not 2 <= length <= min(MAX_HEADER, size - 8):
+        raise CheckpointError(f"{file}: the header claims {length} bytes in a file of {size}. {_AGAIN}")
+    try:
+        header = json.loads(read(length))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: the header is not JSON ({error}). {_AGAIN}") from None
-    return parse_header(header, str(path), 8 + length, size)
+        raise CheckpointError(f"{file}: the header is not JSON ({error}). {_AGAIN}") from None
+    return parse_header(header, file, 8 + length, size)
 
 
 _AGAIN = "The file is damaged or cut off: fetch it again."

@@ -1,7 +1,7 @@
 """Reads parts of tensors into float32, by position, into buffers that are used again.
 
 ``pread`` keeps the page cache out of the process (a memory map counts as resident memory) and lets any number of threads
-share one open file.
+share one open file. A file may also be a URL; see ``remote.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from threading import Lock
 
 from triune._lazy import torch
 from triune.checkpoint.index import TensorInfo
+from triune.checkpoint.remote import Ahead, is_url
 from triune.checkpoint.source import Factors
 from triune.errors import CheckpointError
 from triune.methods._lowrank import LowRank
@@ -35,6 +36,7 @@ class Files(AbstractContextManager["Files"]):
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
         self._lock = Lock()
+        self._ahead = Ahead()
 
     def descriptor(self, file: str) -> int:
         with self._lock:
@@ -42,8 +44,11 @@ class Files(AbstractContextManager["Files"]):
                 self._open[file] = os.open(file, os.O_RDONLY)
             return self._open[file]
 
-    def read(self, file: str, start: int, into: memoryview) -> None:
-        """Fill the buffer from that offset on."""
+    def read(self, file: str, start: int, into: memoryview, end: int = 0) -> None:
+        """Fill the buffer from that offset on; from a URL perhaps some more is read, up to ``end``, and kept."""
+        if is_url(file):
+            self._ahead.read(file, start, into, end)
+            return
         descriptor, done = self.descriptor(file), 0
         while done < len(into):
             count = os.preadv(descriptor, [into[done:]], start + done)
@@ -53,7 +58,7 @@ class Files(AbstractContextManager["Files"]):
 
     def advise(self, info: TensorInfo) -> None:
         """Tell the kernel that this tensor is wanted, so that it reads ahead while we compute."""
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise") and not is_url(info.file):
             os.posix_fadvise(self.descriptor(info.file), info.start, info.nbytes, os.POSIX_FADV_WILLNEED)
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +80,7 @@ class Reader:
         if self._scratch.numel() < count:
             self._scratch = torch.empty(count, dtype=torch.uint8)
         view = memoryview(self._scratch.numpy().data)[:count]
-        self.files.read(info.file, info.start + start, view)
+        self.files.read(info.file, info.start + start, view, info.start + info.nbytes)
         return view
 
     def rows(

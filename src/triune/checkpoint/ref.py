@@ -1,7 +1,7 @@
 """From what a user types to folders on this machine.
 
-A reference is a local folder, ``org/name`` or ``org/name@revision`` on the hub, ``demo:NAME``, or one of these followed by
-``+adapter``. It means the same in every recipe and every flag.
+A reference is a local folder, ``org/name`` or ``org/name@revision`` on the hub, a URL such as ``s3://bucket/model``,
+``demo:NAME``, or one of these followed by ``+adapter``. It means the same in every recipe and every flag.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from triune.checkpoint.demo import DEMO_NAMES, demo_folder
+from triune.checkpoint import remote
+from triune.checkpoint.demo import DEMO_NAMES, cache_folder, demo_folder
 from triune.checkpoint.index import Checkpoint, TensorInfo, checkpoint, open_checkpoint, read_json
 from triune.errors import CheckpointError, did_you_mean
 
@@ -29,12 +31,17 @@ class ModelRef:
     adapter: Path | None = None
     hub: tuple[str, str] | None = None
     """(repository, commit) of a model on the hub whose weights may not be here yet."""
+    url: str | None = None
+    """Of a model whose weights are read from there, unless :meth:`fetch` has brought them here."""
 
     def checkpoint(self) -> Checkpoint:
-        """The headers of the full model, read from the hub without its weights where they are not here yet."""
+        """The headers of the full model, read from afar without its weights where they are not here yet."""
         assert self.folder is not None
-        if self.hub and not all((self.folder / name).exists() for name in _weight_names(self.folder)):
+        if self.hub and not self._is_here:
             return _remote_checkpoint(self.text, self.folder, *self.hub)
+        if self.url and not self._is_here:
+            tensors = remote.read_headers(self.url, _weight_names(self.folder))
+            return checkpoint(self.text, self.folder, tensors, _config(self.folder))
         return open_checkpoint(self.folder, self.text)
 
     def fetch(self) -> None:
@@ -42,6 +49,14 @@ class ModelRef:
         if self.hub:
             assert self.folder is not None
             _snapshot(self.text, *self.hub, patterns=[*SMALL_FILES, *_weight_names(self.folder)])
+        if self.url:
+            assert self.folder is not None
+            remote.fetch(self.url, _weight_names(self.folder), self.folder)
+
+    @property
+    def _is_here(self) -> bool:
+        assert self.folder is not None
+        return all((self.folder / name).exists() for name in _weight_names(self.folder))
 
 
 def resolve_reference(text: str, folder: Path | None = None) -> ModelRef:
@@ -62,7 +77,7 @@ def resolve_reference(text: str, folder: Path | None = None) -> ModelRef:
         if base.adapter or lora.adapter is None:
             what = "carries an adapter already" if base.adapter else f"{adapter} is not an adapter"
             raise CheckpointError(f"{text}: expected base+adapter, but {model if base.adapter else ''} {what}.")
-        return ModelRef(text, base.folder, lora.adapter, base.hub)
+        return ModelRef(text, base.folder, lora.adapter, base.hub, base.url)
     if found is not None:
         return _classify(text, found, None)
     if text.startswith("demo:"):
@@ -71,11 +86,15 @@ def resolve_reference(text: str, folder: Path | None = None) -> ModelRef:
             names = ", ".join(f"demo:{n}" for n in DEMO_NAMES)
             raise CheckpointError(f"There is no {text}; there are {names}.{did_you_mean(name, DEMO_NAMES)}")
         return _classify(text, demo_folder(name), None)
+    if remote.is_url(text):
+        return _classify(text, remote.fetch_small(text, SMALL_FILES, cache_folder()), None, text)
     if HUB_ID.fullmatch(text):
         repository, _, revision = text.partition("@")
         path, commit = _snapshot(text, repository, revision or None, patterns=SMALL_FILES)
         return _classify(text, path, (repository, commit))
-    raise CheckpointError(f"{text}: there is no such folder, and it is not of the form org/name or demo:NAME.")
+    raise CheckpointError(
+        f"{text}: there is no such folder, and it is not of the form org/name, demo:NAME or s3://...."
+    )
 
 
 def _local(text: str, folder: Path | None) -> Path | None:
@@ -85,10 +104,10 @@ def _local(text: str, folder: Path | None) -> Path | None:
     return None
 
 
-def _classify(text: str, path: Path, hub: tuple[str, str] | None) -> ModelRef:
+def _classify(text: str, path: Path, hub: tuple[str, str] | None, url: str | None = None) -> ModelRef:
     if (path / "adapter_config.json").exists():
         return ModelRef(text, None, path)
-    return ModelRef(text, path, None, hub)
+    return ModelRef(text, path, None, hub, url)
 
 
 def _weight_names(folder: Path) -> list[str]:
@@ -127,5 +146,9 @@ def _remote_checkpoint(text: str, folder: Path, repository: str, commit: str) ->
     for file, header in metadata.files_metadata.items():
         for name, t in header.tensors.items():
             tensors[name] = TensorInfo(name, t.dtype, tuple(t.shape), str(folder / file), t.data_offsets[0])
+    return checkpoint(text, folder, tensors, _config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
     config = folder / "config.json"
-    return checkpoint(text, folder, tensors, read_json(config) if config.exists() else {})
+    return read_json(config) if config.exists() else {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from triune import __version__
 from triune.checkpoint.index import read_json
+from triune.checkpoint.remote import is_url
 from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
 from triune.engine.budget import default_limit
@@ -25,6 +26,7 @@ from triune.engine.plan import Plan, check_disk, make_plan
 from triune.engine.sinks import PartSink, ShardSink
 from triune.errors import UserError
 from triune.methods._spec import Scan, WholeModelScan
+from triune.output import strip
 from triune.output.adapter import assemble
 from triune.output.atomic import write_text
 from triune.output.beside import write_beside
@@ -89,7 +91,7 @@ def merge(
     limit = max_memory or default_limit()
     job_limit = executor.limit if executor else limit
     plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes)
-    if any(not Path(file).exists() for file in plan.files()):
+    if any(not is_url(file) and not Path(file).exists() for file in plan.files()):
         for model in (*plan.experts, *([plan.base] if plan.base else [])):
             model.ref.fetch()
         plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes)
@@ -237,10 +239,12 @@ def _finish(
             write_text(out / "model.safetensors.index.json", text)
         write_beside(plan.beside, out)
     write_recipe(out, plan.recipe.text)
+    norms = [TensorNorms(d.tensor, d.merged, d.base, d.deltas, d.merged_delta) for d in results]
+    if figure := strip.draw(strip.changes_by_layer(norms, [m.name for m in plan.experts])):
+        write_text(out / strip.NAME, figure)
     checks: Sequence[Check] = ()
     if gate:
         listener(Started("gate", 0))
-        norms = [TensorNorms(d.tensor, d.merged, d.base, d.deltas, d.merged_delta) for d in results]
         checks = check_norms(norms)
         if all(c.passed is not False for c in checks):
             checks = [*checks, *check_model(out, template.checkpoint.folder, memory_limit=limit, device=device)]
@@ -259,6 +263,7 @@ def _finish(
         seed=plan.recipe.seed,
         gate_lines=[c.sentence for c in checks] or ["The gate was switched off."],
         output=plan.recipe.output,
+        figure=figure and strip.NAME,
     )
     # The lock comes last: a folder that has one is finished.
     write_text(out / LOCK, lock_file(plan, out, results, checks, device))

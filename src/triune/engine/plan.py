@@ -17,6 +17,8 @@ from typing import Any
 
 from triune import __version__
 from triune.checkpoint.index import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, TensorInfo
+from triune.checkpoint.remote import is_url
+from triune.checkpoint.remote import version as file_version
 from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, Shard, lay_out
 from triune.engine.budget import human
@@ -92,6 +94,9 @@ class Plan:
             bound = sorted(job.bound.items())
             digest.update(repr((job.output, job.route, job.method, bound, job.view, job.base, job.experts)).encode())
         for file in sorted(self.files()):
+            if is_url(file):
+                digest.update(f"{file} {file_version(file)}\n".encode())
+                continue
             stat = Path(file).stat() if Path(file).exists() else None
             digest.update(f"{file} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
         beside = self.beside
