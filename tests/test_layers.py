@@ -65,6 +65,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "align.summary",
         "output.atomic",
         "output.card",
+        "output.gate",
+        "output.strip",
     ),
     "diagnostics": (*INSIDE, "diagnostics", "engine", "recipes", "methods", "output"),
     "cli": (

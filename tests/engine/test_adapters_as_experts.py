@@ -110,6 +110,7 @@ def test_an_adapter_comes_out(
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "merge.svg",
         "mergekit_config.yml",
         "triune.lock.json",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from triune import __version__
 from triune.engine.job import Done
 from triune.engine.models import Model
 from triune.engine.plan import Plan
+from triune.output.card import licences_of
 from triune.output.gate import Check
 
 
@@ -42,6 +44,7 @@ def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[C
         "models": [_model(index, model, results) for index, model in models],
         "files": {name: file_digest(out / name) for name in beside},
         "tensors": {d.tensor: d.digest for d in results},
+        "norms": {d.tensor: _norms(d) for d in results if any(d.deltas) and math.isfinite(d.merged)},
         "ranks": {d.tensor: d.rank for d in results if d.rank is not None},
         "gate": [{"check": c.name, "passed": c.passed, "value": c.value, "sentence": c.sentence} for c in checks],
     }
@@ -54,6 +57,7 @@ def _model(index: int, model: Model, results: Sequence[Done]) -> dict[str, Any]:
         if index in done.inputs:
             read.update(f"{done.tensor} {done.inputs[index]}\n".encode())
     entry: dict[str, Any] = {"reference": model.ref.text, "name": model.name}
+    entry["licence"] = ", ".join(dict.fromkeys(found.name for found in licences_of(model.parent)))
     if model.ref.hub:
         entry["repository"], entry["commit"] = model.ref.hub
     if any(index in d.inputs for d in results):
@@ -62,6 +66,15 @@ def _model(index: int, model: Model, results: Sequence[Done]) -> dict[str, Any]:
         entry["adapter_sha256"] = file_digest(model.adapter.folder / "adapter_model.safetensors")
         entry["adapter_config_sha256"] = file_digest(model.adapter.folder / "adapter_config.json")
     return entry
+
+
+def _norms(done: Done) -> dict[str, Any]:
+    """Frobenius norms of a tensor and of its changes, to six digits: what a report draws."""
+
+    def short(norm: float) -> float:
+        return float(f"{norm:.6g}")
+
+    return {"base": short(done.base), "deltas": [*map(short, done.deltas)], "merged_delta": short(done.merged_delta)}
 
 
 def file_digest(path: Path) -> str:

@@ -37,9 +37,12 @@ class Licence(NamedTuple):
     license_name: str | None = None
     license_link: str | None = None
 
+    @property
+    def name(self) -> str:
+        return self.license_name or self.license or "not stated"
+
     def __str__(self) -> str:
-        name = self.license_name or self.license or "not stated"
-        return f"[{name}]({self.license_link})" if self.license_link else name
+        return f"[{self.name}]({self.license_link})" if self.license_link else self.name
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
@@ -64,6 +67,11 @@ def licence_of(folder: Path) -> Licence:
         return " ".join(joined.split()) or None
 
     return Licence(text("license"), text("license_name"), text("license_link"))
+
+
+def licences_of(parent: Parent) -> list[Licence]:
+    """Of an adapter and of its base, as far as they are stated: both hold for what is made from them."""
+    return [found for f in parent.folders if any(found := licence_of(f))] or [Licence()]
 
 
 def hub_id(reference: str, folder: Path) -> str | None:
@@ -120,6 +128,7 @@ def write_card(
     seed: int,
     gate_lines: Sequence[str],
     output: str,
+    figure: str = "",
 ) -> None:
     """Write README.md.
 
@@ -128,10 +137,10 @@ def write_card(
         semantics: ``mergekit`` or ``paper``, for methods that have both readings.
         gate_lines: one sentence for each check of the result.
         output: ``full`` or ``lora``.
+        figure: a file beside it that shows how far each layer moved; none if empty.
     """
     parents = list({(p.reference, p.folder, p.adapter): p for p in (base, *experts)}.values())
-    # Both an adapter's terms and its base's hold for what is made from them.
-    licences = [[found for f in p.folders if any(found := licence_of(f))] or [Licence()] for p in parents]
+    licences = [licences_of(p) for p in parents]
     stated = {licence for each in licences for licence in each}
     head: dict[str, Any] = {"base_model": base_models(parents), "base_model_relation": "merge"}
     head |= {"library_name": "peft" if output == "lora" else "transformers", "pipeline_tag": "text-generation"}
@@ -162,6 +171,7 @@ def write_card(
         f"# {out.absolute().name}",
         f"A merge of {len(experts)} models by **{method_title}**{source}, made with {merged_by}. {method_summary}",
         f"Method `{method_name}`{f' with {semantics} semantics' if semantics else ''}, seed {seed}.",
+        *([f"![How far each layer moved from the base]({figure})"] if figure else []),
         "## Parents and licences",
         "\n".join(rows),
         terms,

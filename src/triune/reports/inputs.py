@@ -19,7 +19,7 @@ ACCEPTED = (
     "or its results.db, a folder of triune train or triune align, or answers of triune demo"
 )
 ANSWERS = "triune-answers/1"
-"""Schema of a file of answers: ``{"schema", "models": [..], "prompts": [{"prompt", "topic", "answers": {model: text}}]}``."""
+"""Schema of a file of answers: ``{"schema", "models": [..], "prompts": [{"prompt", "topic", "answers": {model: text}}]}``"""
 ROWS = 4
 """Of each benchmark, whose answers are shown side by side."""
 LONGEST = 700

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from triune.output.gate import TensorNorms
+from triune.output.strip import changes_by_layer
 from triune.reports.colours import KINDS
 from triune.reports.figures.figure import Figure, Panel, Table, chart
 
@@ -16,27 +16,16 @@ def by_layer(key: str, lock: Mapping[str, Any], colours: Mapping[str, str]) -> F
     import altair as alt
 
     norms: Mapping[str, Mapping[str, Any]] = lock.get("norms") or {}
-    layers: dict[int, list[Mapping[str, Any]]] = {}
-    for name, told in norms.items():
-        if number := re.search(r"\.(\d+)\.", name):
-            layers.setdefault(int(number[1]), []).append(told)
-    experts = (
-        [str(m["name"]) for m in lock.get("models", [])[-len(next(iter(norms.values()))["deltas"]) :]] if norms else []
-    )
-    if len(layers) < 2 or not experts:
+    count = max((len(n["deltas"]) for n in norms.values()), default=0)
+    experts = [str(m["name"]) for m in lock.get("models", [])[-count:]]
+    told = [TensorNorms(t, 0.0, n["base"], tuple(n["deltas"]), n["merged_delta"]) for t, n in norms.items()]
+    changes = changes_by_layer(told, experts)
+    layers = list(changes[-1][1])
+    if not count or len(layers) < 2:
         return None
-    rows, records = [], []
-    for layer, members in sorted(layers.items()):
-        base = math.hypot(*(m["base"] for m in members)) or 1.0
-        changes = [
-            math.hypot(*(m["deltas"][e] for m in members if e < len(m["deltas"]))) / base for e in range(len(experts))
-        ]
-        merged = math.hypot(*(m["merged_delta"] for m in members)) / base
-        rows.append((layer, *changes, merged))
-        records += [
-            {"layer": layer, "model": n, "change": v}
-            for n, v in zip([*experts, "merged"], [*changes, merged], strict=True)
-        ]
+    names = [name for name, _ in changes]
+    records = [{"layer": at, "model": name, "change": v} for name, each in changes for at, v in each.items()]
+    rows = [(at, *(each[at] for _, each in changes)) for at in layers]
     legend = {n: colours[n] for n in experts} | {"merged": KINDS["merge"]}
     scale = alt.Scale(domain=list(legend), range=list(legend.values()))
     dash = alt.StrokeDash(
@@ -66,7 +55,7 @@ def by_layer(key: str, lock: Mapping[str, Any], colours: Mapping[str, str]) -> F
         f"Norm of each layer's change over the base's. The merged model (dashed) moved most in layer {most[0]}: "
         f"{most[-1]:.2%}.",
         [Panel("", plot)],
-        Table("Norm of the change over the base's", ("layer", *experts, "merged"), tuple(rows)),
+        Table("Norm of the change over the base's", ("layer", *names), tuple(rows)),
         legend=legend,
     )
 
