@@ -81,6 +81,7 @@ def test_one_model(run: Callable[..., Outcome], chats: Chats, tmp_path: Path) ->
     assert "5 of 2,376" in told.out  # a slice says so
     assert "ARC-Easy ↑" in told.out
     assert "XSTest safe ↓" in told.out
+    assert f"Compare models: triune leaderboard {tmp_path / 'run'} --split all\n" in told.out
     folder = tmp_path / "run" / "base"
     who = json.loads((folder / "model.json").read_text())
     assert (who["name"], who["kind"], who["reference"], who["recipe"]) == ("base", "other", str(chats.base), None)

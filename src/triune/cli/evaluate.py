@@ -143,7 +143,12 @@ def _show(results: Any, run: Any, out: Path) -> None:
     if any(r.proxy.startswith("smoke test") for r in results):
         console.print("SMOKE TEST on built-in rows: no measurement. Name a folder of rows with --data.")
     console.print(table)
-    console.print(f"Percent, with 95% intervals. Samples and results are in {out}.", soft_wrap=True, markup=False)
+    console.print(
+        f"Percent, with 95% intervals. Samples and results are in {out}. Compare models: "
+        f"triune leaderboard {out} --split all",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _cell(result: Any) -> str:
