@@ -119,6 +119,10 @@ def test_one_column_is_measured_in_one_way(whole: Whole, make: Make) -> None:
     # Of two ways that as many models share, the official one.
     (column,) = [c for c in leaderboard([*whole(OURS), judged]).columns if c.name == "or_bench"]
     assert column.rows == "n = 10 of 1,319, llm:x"
+    # None official: a judge before phrases, whatever its name.
+    judged = make("or_bench", third, 2, scorer="zephyr", proxy="judged in our own words")
+    (column,) = [c for c in leaderboard([*whole(OURS), judged]).columns if c.name == "or_bench"]
+    assert column.rows == "n = 10 of 1,319, zephyr"
 
 
 @pytest.mark.parametrize("change", [{"prompt_version": "2"}, {"revision": "ffff"}, {"metric": "strict"}])

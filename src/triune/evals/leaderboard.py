@@ -122,8 +122,8 @@ def leaderboard(
     """Compare the models that the results are of.
 
     Numbers stand in one column only if they were measured in one way: by the same metric, scorer, data and prompt. Of
-    several ways the one that most models share is taken, the official one if as many do, and the notes name what was
-    left out. A mean says which benchmarks it goes without, and ranks nothing then.
+    several ways the one that most models share is taken, if as many do the official one, or a judge before phrases, and
+    the notes name what was left out. A mean says which benchmarks it goes without, and ranks nothing then.
 
     Args:
         results: of one store or of several; of two results of one key the later counts.
@@ -211,7 +211,7 @@ def _one_way_each(
                 ways.setdefault(way, []).append(r)
         if not ways:
             continue
-        best = max(sorted(ways), key=lambda w: (len(ways[w]), not any(r.proxy for r in ways[w])))
+        best = max(sorted(ways), key=lambda w: (len(ways[w]), not any(r.proxy for r in ways[w]), w[1] != "phrases"))
         table[b.name] = {r.model.fingerprint: r for r in ways.pop(best)}
         left_out += [r for way in sorted(ways) for r in ways[way]]
     return table, left_out
