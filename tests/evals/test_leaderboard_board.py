@@ -121,7 +121,8 @@ def test_one_column_is_measured_in_one_way(whole: Whole, make: Make) -> None:
     assert column.rows == "n = 10 of 1,319, llm:x"
     # None official: a judge before phrases, whatever its name.
     judged = make("or_bench", third, 2, scorer="zephyr", proxy="judged in our own words")
-    (column,) = [c for c in leaderboard([*whole(OURS), judged]).columns if c.name == "or_bench"]
+    by_phrases = make("or_bench", OURS, 2, scorer="phrases", proxy="phrases instead of a judge")
+    (column,) = [c for c in leaderboard([by_phrases, judged]).columns if c.name == "or_bench"]
     assert column.rows == "n = 10 of 1,319, zephyr"
 
 
