@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from triune.methods import find
+from triune.methods._ops import keep_at_random
 from triune.methods._scan import ALL, NONE, Cut, GlobalTrimScan, MagnitudeCuts, RescaleScan, magnitude_bits, trim
 from triune.methods._spec import View
 
@@ -50,8 +52,8 @@ def test_exactly_the_largest_and_lowest_index_first(values: list[float], cuts: l
     found = find_cuts(MagnitudeCuts(counts), pieces)
     for t in range(2):
         for j, count in enumerate(counts[t]):
-            mask = torch.cat([found[t][j].before(magnitude_bits(p[t]), v.start) for p, v in pieces])
-            assert mask.tolist() == largest(deltas[t].numpy(), count).tolist()
+            kept = torch.cat([found[t][j].keep(p[t], v.start) for p, v in pieces])
+            assert kept.tolist() == (deltas[t].numpy() * largest(deltas[t].numpy(), count)).tolist()
 
 
 @pytest.mark.parametrize("levels", [1, 2, 50, 10**9])
@@ -65,34 +67,45 @@ def test_many_entries_with_many_ties(levels: int) -> None:
     pieces = blocks(deltas, [1, 777, 5000, 19_999])
     for count in (1, 4000, 15_999, 16_001, 19_999, 20_000):
         ((cut,),) = find_cuts(MagnitudeCuts([[count]]), pieces)
-        mask = torch.cat([cut.before(magnitude_bits(p[0]), v.start) for p, v in pieces])
-        assert (mask.numpy() == largest(values, count)).all(), count
+        kept = torch.cat([cut.keep(p[0], v.start) for p, v in pieces])
+        assert (kept.numpy() == values * largest(values, count)).all(), count
 
 
-def test_a_third_pass_only_where_ties_stand_across_the_cut() -> None:
+def test_a_third_pass_only_where_many_ties_stand_across_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     distinct, tied = torch.arange(1.0, 9.0)[None], torch.ones(1, 8)
-    scan = MagnitudeCuts([[3]])
-    find_cuts(scan, [(distinct, View())])
-    assert scan.passes == 2
-    scan = MagnitudeCuts([[3]])
-    find_cuts(scan, [(tied, View())])
-    assert scan.passes == 3
+    for few, values, passes in ((8, tied, 2), (7, distinct, 2), (7, tied, 3)):
+        monkeypatch.setattr("triune.methods._scan.FEW", few)
+        scan = MagnitudeCuts([[3]])
+        find_cuts(scan, [(values, View())])
+        assert scan.passes == passes
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(VECTORS, CUTS, st.data())
+def test_gathering_finds_what_counting_finds(values: list[float], cuts: list[int], data: st.DataObject) -> None:
+    """Few entries are gathered and ordered, many are counted by their lower bits: the cut is the same."""
+    pieces = blocks(torch.tensor([values], dtype=torch.float32), cuts)
+    counts = [[data.draw(st.integers(0, len(values) + 2))]]
+    gathered = find_cuts(MagnitudeCuts(counts), pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triune.methods._scan.FEW", -1)
+        assert find_cuts(MagnitudeCuts(counts), pieces) == gathered
 
 
 def test_cuts_at_the_ends() -> None:
-    bits = magnitude_bits(torch.tensor([0.0, 1.0, -2.0]))
-    assert ALL.before(bits, 0).tolist() == [True] * 3
-    assert NONE.before(bits, 0).tolist() == [False] * 3
+    delta = torch.tensor([0.0, 1.0, -2.0])
+    assert ALL.keep(delta, 0).tolist() == [0.0, 1.0, -2.0]
+    assert NONE.keep(delta, 0).tolist() == [0.0] * 3
     assert find_cuts(MagnitudeCuts([[0, 3, 99]]), [(torch.ones(1, 3), View())])[0][0] == NONE
 
 
 def test_a_cut_by_hand() -> None:
     """Magnitudes 1, 2, 2, 2: above 2 none, and of those equal to 2 the ones below index 3."""
-    bits = magnitude_bits(torch.tensor([1.0, 2.0, -2.0, 2.0]))
-    cut = Cut(int(bits[1]), 3)
-    assert cut.before(bits, 0).tolist() == [False, True, True, False]
-    assert cut.before(bits[2:], 2).tolist() == [True, False]
-    assert cut.before(bits[3:], 3).tolist() == [False]
+    delta = torch.tensor([1.0, 2.0, -2.0, 2.0])
+    cut = Cut(int(magnitude_bits(delta)[1]), 3)
+    assert cut.keep(delta, 0).tolist() == [0.0, 2.0, -2.0, 0.0]
+    assert cut.keep(delta[2:], 2).tolist() == [-2.0, 0.0]
+    assert cut.keep(delta[3:], 3).tolist() == [0.0]
 
 
 def official(values: np.ndarray, density: float) -> np.ndarray:
@@ -144,8 +157,26 @@ def test_the_global_trim_sees_several_tensors_as_one() -> None:
 def test_rescale_by_hand() -> None:
     """Half of (1, -3, 2, 2) dropped: (1 + 3 + 2 + 2) / (3 + 2) = 1.6. All or nothing, or next to nothing: 1."""
     mask = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    scan = RescaleScan(3, lambda deltas, view: deltas * mask[view.start : view.start + deltas.shape[1]])
+    scan = RescaleScan(3, 4, lambda deltas, view: mask[view.start : view.start + deltas.shape[1]].expand(deltas.shape))
     deltas = torch.tensor([[1.0, -3.0, 2.0, 2.0], [1.0, 0.0, 1.0, 0.0], [1e-8, 1e-8, 1e-8, 1e-8]])
     for piece, view in blocks(deltas, [1, 3]):
         scan.see(0, piece, view)
-    assert scan.result() == pytest.approx([1.6, 1.0, 1.0])
+    assert scan.result().factors == pytest.approx([1.6, 1.0, 1.0])
+
+
+def test_a_mask_is_remembered_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block, a bit an entry; where it is not kept the method draws it again, and merges the same."""
+    view, deltas = View("w", shape=(3, 5)), torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    parameters = {"weight": 1.0, "density": 0.5}
+    remembered = find("dare_linear")(deltas, view=view, **parameters)
+    scan = RescaleScan(2, 15, lambda d, v: keep_at_random(d, [0.5, 0.5], v))
+    scan.see(0, deltas, view)
+    found = scan.result().mask(deltas, 0)
+    assert found is not None
+    assert torch.equal(found, keep_at_random(deltas, [0.5, 0.5], view))
+    assert scan.result().mask(deltas, 1) is None
+    monkeypatch.setattr("triune.methods._scan.REMEMBERED", 1)
+    forgetful = RescaleScan(2, 15, lambda d, v: keep_at_random(d, [0.5, 0.5], v))
+    forgetful.see(0, deltas, view)
+    assert forgetful.result().mask(deltas, 0) is None
+    assert torch.equal(find("dare_linear")(deltas, view=view, **parameters), remembered)

@@ -67,20 +67,49 @@ def uniform(view: View, expert: int, entries: int, device: torch.device) -> torc
         True
     """
     name = f"{view.seed}\0{view.expert(expert)}\0{view.tensor}".encode()
-    key = int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
-    x = torch.arange(view.start + 1, view.start + 1 + entries, dtype=torch.int64, device=device)
-    x.mul_(_GOLDEN).add_(key)
+    key = int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
+    hashed = _hash_on_cpu if device.type == "cpu" else _hash_on_device
+    return hashed(key, view.start, entries, device).mul_(2.0**-24)
+
+
+def _hash_on_cpu(key: int, start: int, entries: int, _: torch.device) -> torch.Tensor:
+    """SplitMix64's upper 24 bits of a run of indices. NumPy has the unsigned shifts that torch lacks, and twice its speed in
+    pieces that fit into the cache."""
+    import numpy as np
+
+    out = np.empty(entries, dtype=np.float32)
+    steps = np.arange(min(PIECE, entries), dtype=np.uint64) * np.uint64(_GOLDEN)
+    values, shifted = np.empty_like(steps), np.empty_like(steps)
+    for first in range(0, entries, PIECE):
+        count = min(PIECE, entries - first)
+        x, y = values[:count], shifted[:count]
+        np.add(steps[:count], np.uint64((key + (start + first + 1) * _GOLDEN) % 2**64), out=x)
+        for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+            np.right_shift(x, np.uint64(shift), out=y)
+            np.bitwise_xor(x, y, out=x)
+            np.multiply(x, np.uint64(factor), out=x)
+        # The last step of SplitMix64 changes only the low bits, and the upper 24 are all that we keep.
+        np.right_shift(x, np.uint64(40), out=x)
+        out[first : first + count] = x
+    return torch.from_numpy(out)
+
+
+def _hash_on_device(key: int, start: int, entries: int, device: torch.device) -> torch.Tensor:
+    """The same in torch."""
+    x = torch.arange(start + 1, start + 1 + entries, dtype=torch.int64, device=device)
+    x.mul_(_signed(_GOLDEN)).add_(_signed(key))
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
-        x.bitwise_xor_((x >> shift) & ((1 << (64 - shift)) - 1)).mul_(factor)
-    # The last step of SplitMix64 changes only the low bits, and the upper 24 are all that we keep.
-    return ((x >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+        x.bitwise_xor_((x >> shift) & ((1 << (64 - shift)) - 1)).mul_(_signed(factor))
+    return ((x >> 40) & 0xFFFFFF).to(torch.float32)
 
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-_GOLDEN, _MIX_1, _MIX_2 = (_signed(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+PIECE = 1 << 15
+"""Indices that are hashed at a time: two times 256 KiB."""
 
 
 def keep_at_random(deltas: torch.Tensor, keep: Sequence[float | torch.Tensor], view: View) -> torch.Tensor:

@@ -6,15 +6,23 @@ histograms, of the upper 16 and of the lower 15 bits, find the k-th largest of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 from triune._lazy import torch
 from triune.methods._spec import Scan, View, WholeModelScan
 
+if TYPE_CHECKING:
+    import numpy as np
+
 LOW_BITS = 15
 LOW = (1 << LOW_BITS) - 1
+FEW = 1 << 18
+"""Entries that are ordered one by one (12 bytes each) instead of counted by their lower bits, which takes a pass more."""
+REMEMBERED = 8 << 20
+"""Bytes for each expert to keep a tensor's random mask in, a bit an entry, so that it is not drawn again."""
 
 
 def magnitude_bits(delta: torch.Tensor) -> torch.Tensor:
@@ -31,16 +39,28 @@ class Cut:
     index: int
     """Entries of exactly that magnitude stand before the cut if their flat index is below this."""
 
-    def before(self, bits: torch.Tensor, start: int) -> torch.Tensor:
-        """Which entries of a run stand before the cut: 1 or 0, as int32, which is several times faster than bool."""
-        ahead = bits.clone().gt_(self.bits)
-        end = max(0, self.index - start)
-        ahead[:end] = bits[:end].clone().ge_(self.bits)
-        return ahead
+    def keep(self, delta: torch.Tensor, start: int) -> torch.Tensor:
+        """A run of entries, with zero in place of those behind the cut."""
+        flat = delta.reshape(-1)
+        with_ties = min(max(0, self.index - start), len(flat))
+        if with_ties == 0:
+            return _above(flat, self.bits).reshape(delta.shape)
+        parts = (_above(flat[:with_ties], self.bits - 1), _above(flat[with_ties:], self.bits))
+        return torch.cat(parts).reshape(delta.shape)
 
 
 ALL = Cut(bits=-1, index=0)
 NONE = Cut(bits=0x7FFFFFFF, index=0)
+
+
+def _above(flat: torch.Tensor, bits: int) -> torch.Tensor:
+    """The entries whose magnitude has higher bits than these; zero for the others."""
+    if bits < 0:
+        return flat
+    if bits >= NONE.bits:
+        return torch.zeros_like(flat)
+    # Hard shrinkage is this very function, and compares and selects in one vectorised pass.
+    return torch.nn.functional.hardshrink(flat, struct.unpack("f", struct.pack("I", bits))[0])
 
 
 def _with_prefix(bits: torch.Tensor, prefix: int) -> torch.Tensor:
@@ -60,6 +80,29 @@ class _Search:
         """How many of the entries with the prefix found so far are still wanted."""
         self.prefix = 0
         self.cut: Cut | None = NONE if count <= 0 else None
+        self.found: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] | None = None
+        """Bits and flat indices of the entries with the prefix, where they are few."""
+
+    def gather(self, bits: torch.Tensor, start: int) -> None:
+        """Keep the entries of a run that have the prefix."""
+        import numpy as np
+
+        assert self.found is not None
+        flat = bits.cpu().numpy()
+        places = np.flatnonzero(flat >> LOW_BITS == self.prefix)
+        self.found.append((flat[places], places + start))
+
+    def choose(self) -> None:
+        """Order what was gathered: by falling magnitude, then by index."""
+        import numpy as np
+
+        assert self.found is not None
+        bits, places = (np.concatenate(parts) for parts in zip(*self.found, strict=True))
+        last = int(np.partition(bits, len(bits) - self.missing)[len(bits) - self.missing])
+        equal = places[bits == last]  # in the order of the blocks, which is that of their indices
+        wanted = self.missing - int((bits > last).sum())
+        self.cut = Cut(last - 1, 0) if wanted == len(equal) else Cut(last, int(equal[wanted - 1]) + 1)
+        self.found = None
 
     def narrow(self, histogram: torch.Tensor) -> int:
         """The bin of the last wanted entry, of a histogram of the entries still in question; keeps what is missing."""
@@ -100,6 +143,8 @@ class MagnitudeCuts(Scan):
             for j, search in wanted:
                 if turn == 0:
                     self._count(t, j, bits >> LOW_BITS)
+                elif search.found is not None:
+                    search.gather(bits, view.start)
                 elif turn == 1:
                     self._count(t, j, _with_prefix(bits, search.prefix) & LOW)
                 else:
@@ -121,11 +166,15 @@ class MagnitudeCuts(Scan):
         undecided = False
         for t, row in enumerate(self.searches):
             for j, search in enumerate(row):
+                if search.found:
+                    search.choose()
                 histogram = self.histograms[t][j]
                 if search.cut is not None or turn == 2 or isinstance(histogram, int):
                     continue
                 found = search.narrow(histogram.cpu())
                 search.prefix = found if turn == 0 else (search.prefix << LOW_BITS) | found
+                if turn == 0 and not self.keeps_ties and int(histogram[found]) <= FEW:
+                    search.found = []
                 if turn == 1 and search.cut is None:
                     if self.keeps_ties or search.missing == int(histogram[found]):
                         search.cut = Cut(search.prefix - 1, 0)  # every entry of this magnitude is wanted
@@ -201,8 +250,7 @@ class GlobalTrimScan(MagnitudeCuts, WholeModelScan):
 def trim(deltas: torch.Tensor, cuts: Sequence[Cut], view: View | None = None) -> torch.Tensor:
     """Zero what stands behind each expert's cut."""
     start = view.start if view else 0
-    masks = [c.before(magnitude_bits(d), start).reshape(d.shape) for d, c in zip(deltas, cuts, strict=True)]
-    return deltas * torch.stack(masks).to(deltas.dtype)
+    return torch.stack([cut.keep(delta, start) for delta, cut in zip(deltas, cuts, strict=True)])
 
 
 def magnitude_sums(deltas: torch.Tensor) -> torch.Tensor:
@@ -210,21 +258,54 @@ def magnitude_sums(deltas: torch.Tensor) -> torch.Tensor:
     return deltas.abs().reshape(len(deltas), -1).sum(1, dtype=torch.float64).cpu()
 
 
+@dataclass(frozen=True)
+class Survivors:
+    """What a pass over a tensor's random mask has learned."""
+
+    factors: Sequence[float]
+    """By expert: how much its sum of magnitudes shrinks, before / after."""
+    masks: Mapping[int, np.ndarray[Any, Any]] = field(default_factory=dict, repr=False)
+    """By a block's first index, the mask, a bit an entry; empty where it would take too much memory."""
+
+    def mask(self, deltas: torch.Tensor, start: int) -> torch.Tensor | None:
+        """The mask of the block that starts there, if it is remembered: ``[experts, ...]`` of 0 and 1."""
+        import numpy as np
+
+        packed = self.masks.get(start)
+        if packed is None:
+            return None
+        bits = np.unpackbits(packed, count=deltas.numel())
+        return torch.from_numpy(bits).reshape(deltas.shape).to(deltas.dtype)
+
+
 class RescaleScan(Scan):
     """How much each expert's sum of magnitudes shrinks under a mask: mergekit's ``rescale``.
 
-    ``[experts]`` factors, before / after; 1 where either sum is below 1e-7. Sums are float64.
+    Factors, before / after; 1 where either sum is below 1e-7. Sums are float64.
+
+    Args:
+        models: number of experts.
+        entries: of the tensor.
+        mask: ``[experts, ...]`` of 0 and 1 for a block.
     """
 
-    def __init__(self, models: int, sparsify: Callable[[torch.Tensor, View], torch.Tensor]) -> None:
-        self.sparsify = sparsify
+    def __init__(self, models: int, entries: int, mask: Callable[[torch.Tensor, View], torch.Tensor]) -> None:
+        self.mask = mask
+        self.remembers = entries <= 8 * REMEMBERED
+        self.masks: dict[int, np.ndarray[Any, Any]] = {}
         self.before = torch.zeros(models, dtype=torch.float64)
         self.after = torch.zeros(models, dtype=torch.float64)
 
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:
-        self.before += magnitude_sums(deltas)
-        self.after += magnitude_sums(self.sparsify(deltas, view))
+        import numpy as np
 
-    def result(self) -> list[float]:
+        mask = self.mask(deltas, view)
+        self.before += magnitude_sums(deltas)
+        self.after += magnitude_sums(deltas * mask)
+        if self.remembers and deltas.device.type == "cpu":
+            self.masks[view.start] = np.packbits(mask.to(torch.uint8).reshape(-1).numpy())
+
+    def result(self) -> Survivors:
         usable = (self.before >= 1e-7) & (self.after >= 1e-7)
-        return [float(x) for x in torch.where(usable, self.before / self.after, 1.0)]
+        factors = [float(x) for x in torch.where(usable, self.before / self.after, 1.0)]
+        return Survivors(factors, self.masks)

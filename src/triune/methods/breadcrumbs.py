@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from triune._lazy import torch
 from triune.methods._ops import check_density, fuse, per_model, row_ranks
-from triune.methods._scan import MagnitudeCuts, magnitude_bits
+from triune.methods._scan import MagnitudeCuts
 from triune.methods._spec import (
     Density,
     Grain,
@@ -53,20 +53,20 @@ def middle(
     deltas: torch.Tensor, view: View | None, density: Sequence[float], gamma: Sequence[float], stats: Any
 ) -> torch.Tensor:
     """Zero each expert's largest and smallest entries, by cuts for the tensor or else row by row."""
-    masks = []
+    kept = []
     for t, delta in enumerate(deltas):
         if stats is not None:
-            bits, start = magnitude_bits(delta), view.start if view else 0
-            outliers, wanted = (cut.before(bits, start) for cut in stats[t])
-            masks.append((wanted & (1 - outliers)).reshape(delta.shape))
+            start = view.start if view else 0
+            outliers, wanted = (cut.keep(delta, start) for cut in stats[t])
+            kept.append(wanted - outliers)  # the outliers are among the wanted: an entry is left, or nothing
         elif density[t] >= 1:
-            masks.append(torch.ones_like(delta, dtype=torch.bool))
+            kept.append(delta)
         else:
             columns = delta.shape[-1] if delta.dim() else 1
             first, count = int(columns * gamma[t]), int(columns * density[t])
             ranks = row_ranks(delta, descending=True)
-            masks.append((ranks >= first) & (ranks < first + count))
-    return deltas * torch.stack(masks).to(deltas.dtype)
+            kept.append(delta * ((ranks >= first) & (ranks < first + count)).to(delta.dtype))
+    return torch.stack(kept)
 
 
 @merge_method(

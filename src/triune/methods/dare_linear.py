@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from triune._lazy import torch
 from triune.methods._ops import check_density, fuse, keep_at_random, per_model
-from triune.methods._scan import RescaleScan
+from triune.methods._scan import RescaleScan, Survivors
 from triune.methods._spec import Density, Scaling, Scan, Semantics, View, Weight, merge_method
-
-
-def drop(deltas: torch.Tensor, view: View, density: Sequence[float]) -> torch.Tensor:
-    """Each entry survives with probability `density`, unscaled."""
-    return deltas * keep_at_random(deltas, density, view)
 
 
 def rescale_scan(
     models: int, entries: int, *, density: Sequence[float], rescale: bool, semantics: str, **_: Any
 ) -> Scan | None:
-    return RescaleScan(models, partial(drop, density=density)) if rescale and semantics == "mergekit" else None
+    if not rescale or semantics == "paper":
+        return None
+    return RescaleScan(models, entries, lambda deltas, view: keep_at_random(deltas, density, view))
 
 
 def drop_and_rescale(
-    deltas: torch.Tensor, view: View, density: Sequence[float], rescale: bool, stats: Sequence[float] | None
+    deltas: torch.Tensor, view: View, density: Sequence[float], rescale: bool, stats: Survivors | None
 ) -> torch.Tensor:
-    """Drop, then divide by the density (the paper) or by the measured loss of magnitude, `stats` (mergekit)."""
-    factors = stats or [1 / d if rescale else 1.0 for d in density]
-    return drop(deltas, view, density) * per_model(factors, deltas)
+    """Let each entry survive with probability `density`, then divide by the density (the paper) or by the measured loss of
+    magnitude, `stats` (mergekit)."""
+    mask = stats.mask(deltas, view.start) if stats else None
+    mask = keep_at_random(deltas, density, view) if mask is None else mask
+    factors = stats.factors if stats else [1 / d if rescale else 1.0 for d in density]
+    return mask.mul_(deltas).mul_(per_model(factors, deltas))
 
 
 @merge_method(title="DARE", paper="https://arxiv.org/abs/2311.03099", scan=rescale_scan, check=check_density)
@@ -42,7 +41,7 @@ def dare_linear(
     rescale: bool = True,
     semantics: Semantics = "mergekit",
     view: View,
-    stats: list[float] | None = None,
+    stats: Survivors | None = None,
 ) -> torch.Tensor:
     """Drop most entries of each delta at random, scale up the rest, add them up.
 

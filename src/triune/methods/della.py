@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from triune._lazy import torch
 from triune.methods._ops import check_window, elect_and_average, elect_and_fuse, per_model
+from triune.methods._scan import Survivors
 from triune.methods._spec import Density, Scaling, Semantics, View, Weight, merge_method
 from triune.methods.della_linear import Epsilon, magprune_and_rescale, rescale_scan
 
@@ -22,7 +23,7 @@ def della(
     rescale: bool = True,
     semantics: Semantics = "mergekit",
     view: View,
-    stats: list[float] | None = None,
+    stats: Survivors | None = None,
 ) -> torch.Tensor:
     """Drop entries at random, small ones more often, then elect signs and average the deltas that agree.
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any
 
 from triune._lazy import torch
 from triune.methods._ops import check_window, fuse, keep_at_random, magprune_probabilities, per_model
-from triune.methods._scan import RescaleScan
+from triune.methods._scan import RescaleScan, Survivors
 from triune.methods._spec import Density, Interval, PerModel, Scaling, Scan, Semantics, View, Weight, merge_method
 
 Epsilon = Annotated[PerModel[float], Interval("[0, 0.5)")]
 
 
-def magprune(
-    deltas: torch.Tensor, view: View, density: Sequence[float], epsilon: Sequence[float], inverse: bool = False
-) -> torch.Tensor:
-    """Keep each entry with the probability of its rank in its row; with `inverse` divide survivors by it."""
-    keep = [magprune_probabilities(d, p, e) for d, p, e in zip(deltas, density, epsilon, strict=True)]
-    survivors = deltas * keep_at_random(deltas, keep, view)
-    return survivors / torch.stack(keep) if inverse else survivors
+def keep_probabilities(deltas: torch.Tensor, density: Sequence[float], epsilon: Sequence[float]) -> list[torch.Tensor]:
+    """Of every entry, by the rank of its magnitude in its row."""
+    return [magprune_probabilities(d, p, e) for d, p, e in zip(deltas, density, epsilon, strict=True)]
 
 
 def rescale_scan(
@@ -35,7 +30,11 @@ def rescale_scan(
 ) -> Scan | None:
     if not rescale or semantics == "paper":
         return None
-    return RescaleScan(models, partial(magprune, density=density, epsilon=epsilon))
+
+    def mask(deltas: torch.Tensor, view: View) -> torch.Tensor:
+        return keep_at_random(deltas, keep_probabilities(deltas, density, epsilon), view)
+
+    return RescaleScan(models, entries, mask)
 
 
 def magprune_and_rescale(
@@ -44,11 +43,17 @@ def magprune_and_rescale(
     density: Sequence[float],
     epsilon: Sequence[float],
     rescale: bool,
-    stats: Sequence[float] | None,
+    stats: Survivors | None,
 ) -> torch.Tensor:
     """MagPrune, scaled entry by entry (the paper) or by the measured loss of magnitude, `stats` (mergekit)."""
-    survivors = magprune(deltas, view, density, epsilon, inverse=rescale and stats is None)
-    return survivors * per_model(stats, deltas) if stats else survivors
+    mask = stats.mask(deltas, view.start) if stats else None
+    if stats and mask is not None:
+        return mask.mul_(deltas).mul_(per_model(stats.factors, deltas))
+    keep = keep_probabilities(deltas, density, epsilon)
+    survivors = keep_at_random(deltas, keep, view).mul_(deltas)
+    if stats:
+        return survivors.mul_(per_model(stats.factors, deltas))
+    return survivors.div_(torch.stack(keep)) if rescale else survivors
 
 
 @merge_method(
@@ -65,7 +70,7 @@ def della_linear(
     rescale: bool = True,
     semantics: Semantics = "mergekit",
     view: View,
-    stats: list[float] | None = None,
+    stats: Survivors | None = None,
 ) -> torch.Tensor:
     """Drop entries at random, small ones more often, scale up the rest, add them up.
 
