@@ -27,8 +27,9 @@ constant because sums over blocks round by it: the same bytes come out under any
 BLOCK_COPIES = 8
 """Float32 temporaries of one block, for each expert, that the hungriest method holds at once (measured, see the tests)."""
 
-HISTOGRAMS = 6 * 2**20
-"""Bytes for each expert that a search for magnitude thresholds holds (int64 counts of 65,536 bins, with temporaries)."""
+STATISTICS = 8 * 2**20
+"""Bytes for each expert that a scan holds: a search for magnitude thresholds (int64 counts of 65,536 bins, with temporaries),
+or a random mask that is remembered (see :data:`triune.methods._scan.REMEMBERED`)."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def memory_of(job: Job) -> int:
     if job.route == "copy":
         return 4 * block
     if job.route == "blocks":
-        return block * (models * BLOCK_COPIES + 6) + models * HISTOGRAMS + factors
+        return block * (models * BLOCK_COPIES + 6) + models * STATISTICS + factors
     if job.route == "factors":
         return 6 * factors + 6 * block
     assert job.spec.workspace is not None
