@@ -69,6 +69,13 @@ def test_the_data_slices_keep_the_rules(name: str) -> None:
     assert len(rows(name, DATA)) == len(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
 
 
+def test_the_type_that_halueval_wild_does_not_count_is_left_out(put: Put) -> None:
+    """Its README: five types make the benchmark, "other types" is outside."""
+    kinds = ("complex reasoning", "other types", "inappropriate content")
+    lines = [{"id": k, "query": "why?", "reference": "so", "query_type": k} for k in kinds]
+    assert [row["id"] for row in rows("halueval_wild", put("halueval_wild", *lines))] == [kinds[0], kinds[2]]
+
+
 def test_rare_line_breaks_in_a_text_do_not_end_its_row(put: Put) -> None:
     row = prompt("a", "one\u2028two\x85three")
     assert rows("salad", put("salad", json.dumps(row, ensure_ascii=False))) == [row]

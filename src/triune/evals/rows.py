@@ -84,6 +84,9 @@ COLUMNS: Mapping[str, Mapping[str, Rule]] = {
 }
 """File -> the columns that its rows must have beside ``id``; more are kept as they are."""
 
+LEFT_OUT = {"halueval_wild": ("query_type", "other types")}
+"""File -> a column, and the value of rows that the authors of the benchmark do not count."""
+
 
 def source(data: str | Path | None = None) -> Path | None:
     """The folder that rows come from; None if that is the hub."""
@@ -107,8 +110,11 @@ def rows(name: str, data: str | Path | None = None) -> list[Row]:
     if folder is None:
         from triune.evals import hub
 
-        return _checked(name, hub.rows(name))
-    return _checked(name, _read(folder / f"{name}.jsonl"))
+        lines = hub.rows(name)
+    else:
+        lines = _read(folder / f"{name}.jsonl")
+    column, value = LEFT_OUT.get(name, ("id", None))
+    return [row for row in _checked(name, lines) if row.get(column) != value]
 
 
 def selected(
