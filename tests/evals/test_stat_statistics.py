@@ -82,6 +82,13 @@ def test_bootstrap_holds_the_mean_in_spite_of_rounding(n: int) -> None:
     assert low <= math.fsum([0.1] * n) / n <= high
 
 
+def test_three_equal_scores_are_no_certainty() -> None:
+    """0.7 three times: the interval is that of a share of 0.7, [0.27, 0.94], not a point."""
+    found = estimate([0.7] * 3, "a")
+    assert (found.low, found.high) == wilson(found.value, 3)
+    assert found.low < 0.3 < 0.9 < found.high
+
+
 def test_bootstrap_is_the_same_for_the_same_seed_and_any_order() -> None:
     rows = [i / 37 for i in range(37)]
     assert bootstrap(rows, "a") == bootstrap(rows[::-1], "a")

@@ -82,13 +82,16 @@ def bootstrap(scores: Sequence[float], tag: str, resamples: int = RESAMPLES) -> 
 def estimate(scores: Sequence[float], tag: str) -> Estimate:
     """The mean of the rows' scores: with Wilson's interval if each is right or wrong, else by bootstrap.
 
+    Scores that are all equal get Wilson's, too: resampling them would promise certainty, and no scores in [0, 1] vary more
+    than right and wrong ones of the same mean.
+
     >>> found = estimate([1.0] * 5 + [0.0] * 5, "0:gsm8k")
     >>> found.value, round(found.low, 3), round(found.high, 3)
     (0.5, 0.237, 0.763)
     """
     n = len(scores)
     mean = math.fsum(scores) / n
-    low, high = wilson(mean, n) if _right_or_wrong(scores) else bootstrap(scores, tag)
+    low, high = wilson(mean, n) if _right_or_wrong(scores) or len({*scores}) == 1 else bootstrap(scores, tag)
     return Estimate(mean, low, high, standard_error(scores), n)
 
 
