@@ -23,7 +23,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "testing": (*INSIDE, "testing", "methods"),
     "data": (*INSIDE, "data", "checkpoint.ref", "output.atomic"),
     "mixtures": (*INSIDE, "mixtures", "data", "output.atomic"),
-    "scorers": (*INSIDE, "scorers", "data", "checkpoint", "output.atomic"),
+    "scorers": (*INSIDE, "scorers", "data", "checkpoint", "engine.executors", "output.atomic"),
     "config": (*INSIDE, "recipes.yaml"),
     "align": (
         *INSIDE,

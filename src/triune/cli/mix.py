@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from triune.cli._cluster import Address, Executor, executor_of
 from triune.cli._options import AsJson, Quiet
 
 
@@ -49,6 +50,8 @@ def mix(
         list[str] | None,
         typer.Option("--set", "-s", help="KEY=VALUE: a parameter of the rule, such as kappa=1; repeat."),
     ] = None,
+    executor: Executor = "local",
+    address: Address = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -82,12 +85,19 @@ def mix(
     used: str | None = None
     if find(rule).needs_rewards:
         used = scorer or ("implicit" if specialist or not (rewards or all(p.rewards for p in pairs)) else "precomputed")
-        score = _scorer(used, base, specialist or [], model, rewards, max_length, scores or out.with_suffix(".scores"))
-        with Bar(quiet) as bar:
-            scored = score(pairs, bar)
+        kept = scores or out.with_suffix(".scores")
+        score = _scorer(used, base, specialist or [], model, rewards, max_length, kept)
+        if used == "precomputed" and executor != "local":
+            raise UserError(
+                "The pairs have their rewards already: there is nothing for --executor to do. Leave it out."
+            )
+        with executor_of(executor, address, kept, alone=True) as runs, Bar(quiet) as bar:
+            scored = score(pairs, bar, **({"executor": runs, "device": runs.device} if runs else {}))
     else:
-        if scorer or specialist or rewards:
-            raise ParameterError(f"The rule {rule} needs no rewards. Drop --scorer, --specialist and --rewards.")
+        if executor != "local" or scorer or specialist or rewards:
+            raise ParameterError(
+                f"The rule {rule} needs no rewards. Drop --scorer, --specialist, --rewards and --executor."
+            )
         scored = pairs
         if "match_tokens" in parameters and base:
             parameters["tokens"] = _tokens(base, pairs)
@@ -162,8 +172,8 @@ def _scorer(
     rewards: Path | None,
     max_length: int | None,
     kept: Path,
-) -> Callable[[list[Any], Any], list[Any]]:
-    """The scorer with what the flags say about it, as a function of pairs and a listener."""
+) -> Callable[..., list[Any]]:
+    """The scorer with what the flags say about it, as a function of pairs, a listener, and what says where it runs."""
     from triune.errors import UserError
     from triune.scorers import find
 
@@ -190,7 +200,7 @@ def _scorer(
         if bad := [text for text, (d, _, ref) in zip(specialists, named, strict=True) if not d or not ref]:
             raise UserError(f"--specialist {bad[0]}: write DIMENSION=MODEL, as in honesty=demo:honest.")
         settings |= {"base": base, "specialists": {d: ref for d, _, ref in named}}
-    return lambda pairs, listener: list(score(pairs, listener=listener, **settings))
+    return lambda pairs, listener, **where: list(score(pairs, listener=listener, **where, **settings))
 
 
 def _tokens(base: str, pairs: Sequence[Any]) -> dict[str, int]:

@@ -7,7 +7,8 @@ It is published with Python code of its own, which we never run. It is a plain L
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from triune.checkpoint.quiet import quiet
 from triune.checkpoint.ref import ModelRef, resolve_reference
 from triune.data.pairs import Pair
 from triune.data.tokens import Encoded, load_encoder
+from triune.engine.executors import Executor
 from triune.errors import CheckpointError, UserError
 from triune.progress import Listener, silent
 from triune.scorers.armorm_heads import COLUMNS, GATE_TEXT, Heads, last_occurrence
 from triune.scorers.devices import Devices, find_devices
-from triune.scorers.logprobs import ADVICE, pick_dtype
+from triune.scorers.logprobs import ADVICE, Elsewhere, pick_dtype
 from triune.scorers.memory import memory_advice
 from triune.scorers.resume import Rewards, score_shared
+from triune.scorers.spread import Share, spread
 
 MODEL = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
 SCORE = "armorm-score"
@@ -43,6 +46,8 @@ def score(
     journal: Path | None = None,
     folder: Path | None = None,
     devices: Devices | None = None,
+    executor: Executor | None = None,
+    device: str = "cpu",
     listener: Listener = silent,
 ) -> list[Pair]:
     """The pairs with ArmoRM's 19 rewards and their gated sum as columns.
@@ -54,6 +59,7 @@ def score(
         batch: pairs scored at once.
         journal: a folder for finished scores, so that a killed run continues.
         folder: where relative references start, besides the working directory.
+        executor: whose machines score, instead of this one; ``device`` is theirs: cpu or cuda.
 
     Raises:
         UserError: no such checkpoint, one that is damaged or no reward model like this, a chat template without a place
@@ -62,36 +68,71 @@ def score(
     Cost: one forward pass over prompt and answer of both sides; 16 GB of memory in bfloat16, 32 GB on a CPU.
     """
     devices = devices or find_devices()
-    judge = Judge(model, devices.device, folder)
-    fit = judge.encoder.fit(pairs, max_length, "drop")
+    ref = resolve_judge(model, folder)
+    read_heads(open_checkpoint(_folder(ref), model))  # what is no reward model shows before anything large is loaded
+    encoder = load_encoder(model, folder)
+    fit = encoder.fit(pairs, max_length, "drop")
     encoded = {one.pair.id: one for one in fit.pairs}
+    shared = partial(
+        score_shared,
+        [one.pair for one in fit.pairs],
+        folder=journal,
+        name="score-armorm",
+        batch=batch,
+        devices=devices,
+        listener=listener,
+    )
+    if executor:
+        work = partial(_score_there, reference=model, device=device, folder=folder, encoded=encoded)
+        key = key_of(ref, Elsewhere(executor, ref, device).dtype)
+        return shared(None, key=key, spread=partial(spread, executor=executor, work=work))
+    judge = Judge(model, devices.device, folder)
     longest = max((one.length for one in fit.pairs), default=0)
     with memory_advice(f"Out of memory while pairs of up to {longest} tokens were scored", ADVICE):
-        return score_shared(
-            [one.pair for one in fit.pairs],
-            lambda some: judge.rewards([encoded[pair.id] for pair in some]),
-            folder=journal,
-            name="score-armorm",
-            key=judge.key,
-            batch=batch,
-            devices=devices,
-            listener=listener,
-        )
+        return shared(partial(_score, judge=judge, encoded=encoded), key=judge.key)
+
+
+def _score(some: Sequence[Pair], judge: Judge, encoded: Mapping[str, Encoded]) -> list[Rewards]:
+    return judge.rewards([encoded[pair.id] for pair in some])
+
+
+def _score_there(
+    share: Share, lane: object, *, reference: str, device: str, folder: Path | None, encoded: Mapping[str, Encoded]
+) -> list[list[Rewards]]:
+    """What another machine does."""
+    judge = Judge(reference, device, folder)
+    return [_score(batch, judge, encoded) for batch in share.batches]
+
+
+def resolve_judge(reference: str, folder: Path | None) -> ModelRef:
+    """The reward model that is meant, with its weights on this machine."""
+    ref = resolve_reference(reference, folder)
+    if ref.folder is None or ref.adapter is not None:
+        raise CheckpointError(f"{reference} is an adapter, not a reward model. Name a full model, such as {MODEL}.")
+    ref.fetch()
+    return ref
+
+
+def key_of(ref: ModelRef, dtype: Any) -> str:
+    """What decides the scores besides the pairs."""
+    return f"armorm {identity(_folder(ref))} {dtype}"
+
+
+def _folder(ref: ModelRef) -> Path:
+    assert ref.folder is not None
+    return ref.folder
 
 
 class Judge:
     """The model in memory."""
 
     def __init__(self, reference: str, device: str, folder: Path | None = None) -> None:
-        ref = resolve_reference(reference, folder)
-        if ref.folder is None or ref.adapter is not None:
-            raise CheckpointError(f"{reference} is an adapter, not a reward model. Name a full model, such as {MODEL}.")
-        ref.fetch()
-        self.heads = read_heads(open_checkpoint(ref.folder, reference), device)
+        ref = resolve_judge(reference, folder)
+        self.heads = read_heads(open_checkpoint(_folder(ref), reference), device)
         self.encoder = load_encoder(reference, folder)
         self.backbone = load_backbone(ref, device)
         self.pattern = self.encoder.tokenizer(GATE_TEXT, add_special_tokens=False)["input_ids"]
-        self.key = f"armorm {identity(ref.folder)} {self.backbone.dtype}"
+        self.key = key_of(ref, self.backbone.dtype)
         self.name, self.device = reference, device
 
     def rewards(self, pairs: Sequence[Encoded]) -> list[Rewards]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from triune.checkpoint.ref import resolve_reference
 from triune.data.pairs import Pair
 from triune.data.tokens import load_encoder
+from triune.engine.executors import Executor
 from triune.progress import Listener, silent
 from triune.scorers.devices import Devices, find_devices
-from triune.scorers.logprobs import cached_log_probs, load
+from triune.scorers.logprobs import Elsewhere, cached_log_probs, load, resolve_base
 
 
 def score(
@@ -28,6 +29,8 @@ def score(
     journal: Path | None = None,
     folder: Path | None = None,
     devices: Devices | None = None,
+    executor: Executor | None = None,
+    device: str = "cpu",
     listener: Listener = silent,
 ) -> list[Pair]:
     """The pairs with one reward column a specialist, named by its dimension.
@@ -39,12 +42,13 @@ def score(
         max_length: longer answers are scored as far as they fit; pairs whose prompt alone is longer get reward 0 twice.
         journal: a folder for finished scores, so that a killed run continues.
         folder: where relative references start, besides the working directory.
+        executor: whose machines score, instead of this one; ``device`` is theirs: cpu or cuda.
 
     Cost: one forward pass over all pairs for the base and for each specialist.
     """
     devices = devices or find_devices()
     fit = load_encoder(base, folder).fit(pairs, max_length)
-    loaded = load(base, devices.device, folder)
+    loaded = Elsewhere(executor, resolve_base(base, folder), device) if executor else load(base, devices.device, folder)
 
     def scored(version: Path | None, name: str) -> list[tuple[float, float]]:
         found = cached_log_probs(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,12 +16,14 @@ from triune.checkpoint.ref import ModelRef, resolve_reference
 from triune.checkpoint.swap import swapped
 from triune.data.pairs import Pair, digest, to_bytes
 from triune.data.tokens import Encoded
+from triune.engine.executors import Executor
 from triune.errors import UserError
 from triune.progress import Listener, silent
 from triune.scorers.devices import Devices
 from triune.scorers.extras import require
 from triune.scorers.memory import memory_advice
 from triune.scorers.resume import Rewards, score_shared
+from triune.scorers.spread import Share, spread
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +41,26 @@ class Loaded(NamedTuple):
     """A transformers causal LM in evaluation mode, with TRL's fused head, which never holds all logits at once."""
     ref: ModelRef
 
+    @property
+    def dtype(self) -> torch.dtype:
+        found: torch.dtype = self.model.dtype
+        return found
+
+
+class Elsewhere(NamedTuple):
+    """A base that the machines of an executor load, each for itself."""
+
+    executor: Executor
+    ref: ModelRef
+    device: str
+    """cpu or cuda, of those machines."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        return torch.float32 if self.device == "cpu" else torch.bfloat16
+
 
 def pick_dtype(device: str) -> torch.dtype:
     """bfloat16 where the device computes in it, float32 on a CPU (where bfloat16 is emulated and slower)."""
@@ -53,11 +77,14 @@ def load(reference: str, device: str, folder: Path | None = None, dtype: torch.d
         UserError: an adapter, a damaged model, or one that does not fit into memory.
     """
     require("trl")
+    return _load(resolve_base(reference, folder), device, dtype or pick_dtype(device))
+
+
+def _load(ref: ModelRef, device: str, dtype: torch.dtype) -> Loaded:
     from trl.trainer.utils import add_fused_lm_head
 
-    ref = resolve_base(reference, folder)
-    with memory_advice(f"Out of memory while {reference} was loaded", ADVICE):
-        model = load_weights(ref, dtype or pick_dtype(device)).to(device).eval()
+    with memory_advice(f"Out of memory while {ref.text} was loaded", ADVICE):
+        model = load_weights(ref, dtype).to(device).eval()
     add_fused_lm_head(model)
     return Loaded(model, ref)
 
@@ -93,7 +120,7 @@ def load_weights(ref: ModelRef, dtype: torch.dtype) -> Any:
 
 
 def cached_log_probs(
-    base: Loaded,
+    base: Loaded | Elsewhere,
     version: Path | None,
     pairs: Sequence[Encoded],
     *,
@@ -123,24 +150,55 @@ def cached_log_probs(
     # The tokens stand in for the text: what was cut, and how, changes the scores.
     tokens = {i: " ".join(map(str, (*p.prompt, -1, *p.chosen, -1, *p.rejected))) for i, p in by_id.items()}
     stripped = [Pair(i, text, "", "", "") for i, text in tokens.items()]
-    key = f"{identity(base.ref.folder)} {version and identity(version)} {base.model.dtype}"
+    key = f"{identity(base.ref.folder)} {version and identity(version)} {base.dtype}"
     file = f"{re.sub('[^a-z0-9+-]', '_', name)}-{digest(key.encode() + to_bytes(stripped))[:12]}"
 
-    def score(batch: list[Pair]) -> list[Rewards]:
-        rows = log_probs(base.model, [by_id[p.id] for p in batch]).tolist()
-        return [{"log_prob": (chosen, rejected)} for chosen, rejected in rows]
+    shared = partial(
+        score_shared, stripped, folder=cache, name=file, key=key, batch=32, devices=devices, listener=listener
+    )
+    if isinstance(base, Elsewhere):
+        work = partial(_score_there, ref=base.ref, device=base.device, version=version, name=name, pairs=by_id)
+        scored = shared(None, spread=partial(spread, executor=base.executor, work=work))
+    else:
+        with _as_version(base, version, name, by_id):
+            scored = shared(partial(_score, model=base.model, pairs=by_id))
+    found = {pair.id: pair.rewards["log_prob"] for pair in scored}
+    return torch.tensor([found[p.pair.id] for p in pairs])
 
+
+@contextmanager
+def _as_version(base: Loaded, version: Path | None, name: str, pairs: Mapping[str, Encoded]) -> Iterator[None]:
+    assert base.ref.folder is not None
     checkpoint = open_checkpoint(base.ref.folder, base.ref.text)
-    longest = max(p.length for p in pairs)
+    longest = max(p.length for p in pairs.values())
     with (
         memory_advice(f"Out of memory while pairs of up to {longest} tokens were scored", ADVICE),
         swapped(base.model, checkpoint, version, name),
     ):
-        scored = score_shared(
-            stripped, score, folder=cache, name=file, key=key, batch=32, devices=devices, listener=listener
-        )
-    found = {pair.id: pair.rewards["log_prob"] for pair in scored}
-    return torch.tensor([found[p.pair.id] for p in pairs])
+        yield
+
+
+def _score(batch: list[Pair], model: Any, pairs: Mapping[str, Encoded]) -> list[Rewards]:
+    rows = log_probs(model, [pairs[p.id] for p in batch]).tolist()
+    return [{"log_prob": (chosen, rejected)} for chosen, rejected in rows]
+
+
+def _score_there(
+    share: Share,
+    lane: object,
+    *,
+    ref: ModelRef,
+    device: str,
+    version: Path | None,
+    name: str,
+    pairs: Mapping[str, Encoded],
+) -> list[list[Rewards]]:
+    """What another machine does."""
+    import torch
+
+    base = _load(ref, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    with _as_version(base, version, name, pairs):
+        return [_score(batch, base.model, pairs) for batch in share.batches]
 
 
 def log_probs(

@@ -23,15 +23,18 @@ from triune.scorers.devices import Devices
 Rewards = Mapping[str, tuple[float, float]]
 """Of one pair: column -> (reward of chosen, reward of rejected)."""
 ScoreBatch = Callable[[list[Pair]], Sequence[Rewards]]
+Spread = Callable[[Sequence[list[Pair]], Callable[[list[Pair], Sequence[Rewards]], None]], None]
+"""Scores batches on other machines, in any order, and calls back with each."""
 
 
 def score_resumably(
     pairs: Sequence[Pair],
-    score_batch: ScoreBatch,
+    score_batch: ScoreBatch | None,
     journal: Path | None,
     key: str,
     batch: int,
     listener: Listener = silent,
+    spread: Spread | None = None,
 ) -> list[Pair]:
     """The pairs, in their order, with the rewards that ``score_batch`` gives them added to those they have.
 
@@ -41,12 +44,13 @@ def score_resumably(
 
     Args:
         pairs: with ids of their own.
-        score_batch: the rewards of up to ``batch`` pairs, in their order.
+        score_batch: the rewards of up to ``batch`` pairs, in their order; None if ``spread`` is given.
         journal: the file for the scores, made in ``PATH.part`` and renamed at the end; one that is finished already is
             read instead. None keeps nothing.
         key: all that decides the scores besides the pairs: the scorer, its models, its settings.
         batch: pairs scored at once.
         listener: is told of ``Started(unit="pairs")``, ``Advanced`` and ``Finished``.
+        spread: scores all batches elsewhere.
 
     Raises:
         UserError: two pairs of one id, a reward that is not a finite number, a file with the scores of something else,
@@ -65,9 +69,17 @@ def score_resumably(
         left = sum(map(len, waiting))
         if waiting:
             listener(Started("score", total=len(pairs), done=len(pairs) - left, unit="pairs"))
-            for group in waiting:
-                done.add(group, score_batch(group))
+
+            def add(group: list[Pair], rewards: Sequence[Rewards]) -> None:
+                done.add(group, rewards)
                 listener(Advanced(len(group)))
+
+            if spread is not None:
+                spread(waiting, add)
+            else:
+                assert score_batch is not None
+                for group in waiting:
+                    add(group, score_batch(group))
             listener(Finished("score"))
             done.finish(ids)
         return [replace(pair, rewards={**pair.rewards, **done.scores[pair.id]}) for pair in pairs]
@@ -75,7 +87,7 @@ def score_resumably(
 
 def score_shared(
     pairs: Sequence[Pair],
-    score_batch: ScoreBatch,
+    score_batch: ScoreBatch | None,
     *,
     folder: Path | None,
     name: str,
@@ -83,6 +95,7 @@ def score_shared(
     batch: int,
     devices: Devices,
     listener: Listener = silent,
+    spread: Spread | None = None,
 ) -> list[Pair]:
     """:func:`score_resumably` by all processes of an ``accelerate launch``: each scores its share and reads the others'.
 
@@ -103,7 +116,7 @@ def score_shared(
 
     def share(process: int, listener: Listener = silent) -> list[Pair]:
         file = folder / f"{name}.{process + 1}of{len(processes)}.jsonl" if folder else None
-        return score_resumably(pairs[process :: len(processes)], score_batch, file, key, batch, listener)
+        return score_resumably(pairs[process :: len(processes)], score_batch, file, key, batch, listener, spread)
 
     mine = share(devices.index, listener)
     devices.wait()

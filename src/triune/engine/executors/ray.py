@@ -155,7 +155,7 @@ class Place:
 
     def mark(self) -> None:
         """Put the token there. Without theirs, tasks that a killed run has left behind do not start."""
-        self.token.parent.mkdir(exist_ok=True)
+        self.token.parent.mkdir(parents=True, exist_ok=True)
         for old in self.token.parent.glob("run-*"):
             old.unlink()
         self.token.touch()
