@@ -27,6 +27,7 @@ COMMANDS = {
     "judge": ("triune.cli.judge:judge", "Let a language model or a guard score logged answers."),
     "leaderboard": ("triune.cli.leaderboard:leaderboard", "Compare the results of models side by side."),
     "report": ("triune.cli.report:report", "Make a page of merges, measurements and trainings, with figures."),
+    "studio": ("triune.cli.studio:studio", "Move between specialists on a local page and read what the merge answers."),
     "methods": ("triune.cli.methods:methods", "List the merge methods, or show one's reference page."),
 }
 

@@ -1,0 +1,429 @@
+"""The page and its few addresses, on loopback unless told otherwise.
+
+A request must name this server as its host and, where a browser says who asks, come from this page: other web sites can
+neither read anything here nor start anything. Only the files of ``static/`` are served, only ``--out`` is written to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from importlib.resources import files
+from time import monotonic
+from typing import Any
+
+from triune.errors import TriuneError, UserError
+from triune.evals.answers import PROMPTS
+from triune.progress import Advanced, Event, Noted, Started
+from triune.reports.colours import of_experts
+from triune.studio.generate import answers, encode
+from triune.studio.score import score, tasks
+from triune.studio.session import Merge, Point, Stopped, Studio, listening, methods
+
+LARGEST_BODY = 1 << 16
+MOST_TOKENS = 1024
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+Send = Callable[[str, Any], None]
+"""Takes an event's name and what it tells."""
+
+
+class Refused(UserError):
+    """A request that is answered with an HTTP status and a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def is_loopback(host: str) -> bool:
+    """
+    >>> is_loopback("localhost"), is_loopback("127.0.0.2"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve on; port 0 takes a free one.
+
+    Raises:
+        UserError: the port is taken, or the host is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(128)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"--host {host} --port {port}: {reason}. Name another --port; 0 takes a free one.") from None
+    return found
+
+
+class Gate:
+    """Lets requests through that were meant for this server, and puts :data:`HEADERS` on what it answers."""
+
+    def __init__(self, app: Any, host: str, port: int) -> None:
+        self.app, self.port = app, port
+        names = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(host) else set()
+        self.names = names | {f"[{host}]" if ":" in host else host}
+        self.any_address = host in ("0.0.0.0", "::")
+
+    def knows(self, host: str) -> bool:
+        name, _, port = host.rpartition(":")
+        if port != str(self.port):
+            return False
+        if self.any_address:  # a name could be anybody's that points here; an address cannot
+            with contextlib.suppress(ValueError):
+                return bool(ipaddress.ip_address(name.strip("[]")))
+            return name in ("localhost", socket.gethostname())
+        return name in self.names
+
+    def refuses(self, method: str, headers: Mapping[str, str]) -> Refused | None:
+        host = headers.get("host", "")
+        if not self.knows(host):
+            return Refused(
+                421, f"This server is not {host or 'nameless'!r}. Use the address that triune studio printed."
+            )
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        if origin not in (None, f"http://{host}") or (method != "GET" and site not in ("same-origin", "none")):
+            return Refused(403, f"Requests from {origin or 'another site'} are not answered.")
+        if method == "POST" and headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return Refused(415, "The body must be application/json.")
+        return None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        from starlette.responses import JSONResponse
+
+        async def sealed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+            await send(message)
+
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        refusal = self.refuses(scope["method"], headers)
+        answer = JSONResponse({"error": str(refusal)}, refusal.status) if refusal else self.app
+        await answer(scope, receive, sealed)
+
+
+class Server:
+    """The addresses, and the one thread at a time that computes."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.model = threading.Lock()
+        """Held by who uses the model in memory."""
+        self.closing = threading.Event()
+        self.scoring = False
+
+    def app(self) -> Any:
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/static/{name}", self.page),
+                Route("/api/session", self.session),
+                Route("/api/merge", self.merge, methods=["POST"]),
+                Route("/api/answer", self.answer, methods=["POST"]),
+                Route("/api/score", self.score, methods=["POST"]),
+                Route("/api/save", self.save, methods=["POST"]),
+                Route("/api/write", self.write, methods=["POST"]),
+            ],
+            exception_handlers={UserError: _say},
+        )
+
+    # ---- addresses
+
+    async def page(self, request: Any) -> Any:
+        from starlette.responses import Response
+
+        wanted = request.path_params.get("name", "index.html")
+        known = {f.name: f for f in (files("triune.studio") / "static").iterdir() if f.is_file()}
+        if wanted not in known:
+            raise Refused(404, "There is nothing here.")
+        kind = next((t for ending, t in TYPES.items() if wanted.endswith(ending)), "application/octet-stream")
+        return Response(known[wanted].read_bytes(), media_type=kind)
+
+    async def session(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        from triune import __version__
+
+        studio = self.studio
+        start = studio.start
+        return JSONResponse(
+            {
+                "version": __version__,
+                "base": studio.base,
+                "experts": studio.names,
+                "colours": of_experts(studio.names),
+                "out": str(studio.out.absolute()),
+                "prompts": [p for each in PROMPTS.values() for p in each],
+                "chat": bool(studio.tokenizer.chat_template),
+                "methods": list(methods(len(studio.names))),
+                "start": {
+                    "method": start.method,
+                    "shares": start.shares,
+                    "strength": start.strength,
+                    "parameters": dict(start.parameters),
+                },
+            }
+        )
+
+    async def merge(self, request: Any) -> Any:
+        point, _ = await self._asked(request)
+
+        def work(send: Send, stop: Callable[[], bool]) -> None:
+            with self._model(stop):
+                self._merged(point, send, stop)
+
+        return self._stream(work)
+
+    async def answer(self, request: Any) -> Any:
+        point, asked = await self._asked(request)
+        studio, prompt, most = self.studio, asked.get("prompt"), asked.get("max_tokens", 96)
+        if not isinstance(prompt, str) or not isinstance(most, int) or not 1 <= most <= MOST_TOKENS:
+            raise Refused(422, f"prompt must be text, and max_tokens a whole number from 1 to {MOST_TOKENS}.")
+        self._not_scoring()
+        ids = encode(studio.tokenizer, prompt, most, studio.limit)
+
+        def work(send: Send, stop: Callable[[], bool]) -> None:
+            start = monotonic()
+            with self._model(stop):
+                merged = self._merged(point, send, stop)
+                names = [v.name for v in studio.versions]
+                versions = [*studio.versions, merged.version]
+                for step in answers(studio.resident, studio.tokenizer, versions, ids, most):
+                    if stop():
+                        raise Stopped
+                    told = [
+                        {
+                            "version": [*names, "merge"][h.version],
+                            "text": h.text,
+                            "tokens": h.tokens,
+                            "finish": h.finish,
+                        }
+                        for h in step
+                    ]
+                    send("heard", {"seconds": monotonic() - start, "answers": told})
+            send("done", {"seconds": monotonic() - start})
+
+        return self._stream(work)
+
+    async def score(self, request: Any) -> Any:
+        point, asked = await self._asked(request)
+        studio, wanted = self.studio, asked.get("version", "merge")
+        if wanted != "merge" and wanted not in (v.name for v in studio.versions):
+            raise Refused(422, f"There is no version {wanted!r}.")
+        self._not_scoring()
+        chosen = await asyncio.to_thread(tasks, bool(studio.tokenizer.chat_template))
+
+        def work(send: Send, stop: Callable[[], bool]) -> None:
+            self.scoring = True
+            try:
+                with self._model(stop):
+                    merged = self._merged(point, send, stop) if wanted == "merge" else None
+                    version = merged.version if merged else next(v for v in studio.versions if v.name == wanted)
+                    listener = listening(Progress(send), stop)
+                    for row in score(studio.resident, studio.tokenizer, version, chosen, listener):
+                        send("scored", row)
+            finally:
+                self.scoring = False
+            send("done", {})
+
+        return self._stream(work)
+
+    async def save(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        point, asked = await self._asked(request)
+        path = self.studio.save(point, _name(asked))
+        return JSONResponse({"path": str(path), "recipe": path.read_text(encoding="utf-8")})
+
+    async def write(self, request: Any) -> Any:
+        point, asked = await self._asked(request)
+        name = _name(asked)
+
+        def work(send: Send, stop: Callable[[], bool]) -> None:
+            result = self.studio.write(point, name, listening(Progress(send), stop))
+            checks = [{"passed": c.passed, "sentence": c.sentence} for c in result.checks]
+            send("written", {"path": str(result.out.absolute()), "passed": result.passed, "checks": checks})
+
+        return self._stream(work)
+
+    # ---- what they share
+
+    async def _asked(self, request: Any) -> tuple[Point, dict[str, Any]]:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LARGEST_BODY:
+                raise Refused(413, f"The body has more than {LARGEST_BODY:,} bytes.")
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, f"The body is not JSON: {error}.") from None
+        if not isinstance(asked, dict) or not isinstance(asked.get("point"), dict):
+            raise Refused(400, "The body must be an object with a point.")
+        return self.studio.point(asked["point"]), asked
+
+    def _merged(self, point: Point, send: Send, stop: Callable[[], bool]) -> Merge:
+        merged = self.studio.merged(point, listening(Progress(send), stop))
+        told = {
+            "seconds": merged.seconds,
+            "weights": point.weights,
+            "factors": merged.exact,
+            "dense": merged.dense,
+            "command": self.studio.command(point, "merged/"),
+        }
+        send("merged", told)
+        return merged
+
+    @contextlib.contextmanager
+    def _model(self, stop: Callable[[], bool]) -> Iterator[None]:
+        """The model for oneself; who was superseded while waiting gives up."""
+        while not self.model.acquire(timeout=0.1):
+            if stop():
+                raise Stopped
+        try:
+            if stop():
+                raise Stopped
+            yield
+        finally:
+            self.model.release()
+
+    def _not_scoring(self) -> None:
+        if self.scoring:
+            raise Refused(409, "The mini set is being scored. Wait for it, or stop it.")
+
+    def _stream(self, work: Callable[[Send, Callable[[], bool]], None]) -> Any:
+        """Events of a thread as ``text/event-stream``; the thread ends when nobody listens any more."""
+        from starlette.responses import StreamingResponse
+
+        return StreamingResponse(self._events(work), media_type="text/event-stream")
+
+    async def _events(self, work: Callable[[Send, Callable[[], bool]], None]) -> AsyncIterator[str]:
+        loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue[str | None](), threading.Event()
+
+        def stop() -> bool:
+            return gone.is_set() or self.closing.is_set()
+
+        def put(text: str | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                loop.call_soon_threadsafe(queue.put_nowait, text)
+
+        def send(event: str, told: Any) -> None:
+            put(f"event: {event}\ndata: {json.dumps(told)}\n\n")
+
+        def run() -> None:
+            try:
+                work(send, stop)
+            except Stopped:
+                pass
+            except TriuneError as error:
+                send("failed", {"error": str(error)})
+            except Exception as error:
+                import traceback
+
+                traceback.print_exc()
+                send("failed", {"error": f"This is a bug in triune: {error!r}. The terminal has the details."})
+            finally:
+                put(None)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            while (text := await queue.get()) is not None:
+                yield text
+        finally:
+            gone.set()
+
+
+class Progress:
+    """Tells the page how far long work is, at most a few times a second."""
+
+    def __init__(self, send: Send) -> None:
+        self.send, self.phase, self.total, self.done, self.told = send, "", 0, 0, 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self.phase, self.total, self.done = event.phase, event.total, event.done
+        elif isinstance(event, Advanced):
+            self.done += event.amount
+        elif isinstance(event, Noted):
+            self.send("noted", {"sentence": event.sentence})
+            return
+        if not isinstance(event, Advanced) or monotonic() - self.told > 0.1:
+            self.told = monotonic()
+            self.send("progress", {"phase": self.phase, "done": self.done, "total": self.total})
+
+
+def _name(asked: Mapping[str, Any]) -> str:
+    name = asked.get("name")
+    if not isinstance(name, str):
+        raise Refused(422, "name must be text.")
+    return name
+
+
+async def _say(request: Any, error: Exception) -> Any:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": str(error)}, error.status if isinstance(error, Refused) else 422)
+
+
+def serve(studio: Studio, found: socket.socket, host: str) -> None:
+    """Answer until SIGINT or SIGTERM; running answers and merges end then."""
+    import uvicorn
+
+    server = Server(studio)
+    port = found.getsockname()[1]
+    config = uvicorn.Config(
+        Gate(server.app(), host, port),
+        log_level="critical",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+    )
+
+    class Quiet(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Ours: uvicorn would raise the signal once more at the end."""
+            yield
+
+    web = Quiet(config)
+
+    async def main() -> None:
+        def stop() -> None:
+            server.closing.set()
+            web.should_exit = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        await web.serve(sockets=[found])
+
+    asyncio.run(main())
