@@ -19,6 +19,7 @@ from triune.checkpoint import remote
 from triune.checkpoint.ref import resolve_reference
 from triune.engine.plan import make_plan
 from triune.errors import CheckpointError
+from triune.testing.chat import toy_chat
 
 if TYPE_CHECKING:
     from conftest import Models, Run
@@ -122,6 +123,20 @@ def test_fetched_for_other_commands(models: Models, memory: Any, load: Any) -> N
     ref.fetch()
     assert load(ref.folder).keys() == models.tensors["base"].keys()
     assert {t.file for t in ref.checkpoint().tensors.values()} == {str(ref.folder / "model.safetensors")}
+
+
+def test_the_gate_needs_the_base_here(tmp_path: Path, contents: Any) -> None:
+    """The checks of the norms are made; those that run both models are not, and say why."""
+    toy_chat(tmp_path / "chat" / "base")
+    shutil.copytree(tmp_path / "chat" / "base", tmp_path / "chat" / "other")
+    root = f"file://{tmp_path / 'chat'}"
+    wanted = api.recipe_from_flags(base=f"{root}/base", experts=[f"a={root}/other"], method="linear", settings=[])
+    done = api.merge(wanted, tmp_path / "out")
+    assert done.passed
+    (loads,) = [c for c in done.checks if c.name == "loads"]
+    assert loads.passed is None
+    assert "the base's weights are not on this machine" in loads.sentence
+    assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
 # --- a web server -------------------------------------------------------------------------------------------------

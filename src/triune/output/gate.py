@@ -199,6 +199,8 @@ def _cannot_run(out: Path, base: Path, lora: bool) -> str | None:
         return "the output is a LoRA adapter and peft is not installed (pip install peft)."
     if not (_has_tokenizer(out) or (lora and _has_tokenizer(base))):
         return "the model has no tokenizer, so there is nothing to read with."
+    if not any(base.glob("*.safetensors")):  # it was read from a URL
+        return "the base's weights are not on this machine, so there is nothing to compare with."
     if read_json(base / "config.json").get("auto_map"):
         return "the model needs its own code, which triune does not run (auto_map in config.json)."
     return None
