@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 import triune as library
+from triune.errors import Interrupted
 from triune.evals import store
 from triune.evals.result import Result
+from triune.progress import Advanced, Event
 
 if TYPE_CHECKING:
     from conftest import Chats, Run
@@ -95,6 +97,28 @@ def test_a_worker_dies(
     assert killed
     assert numbers(tmp_path / "run") == numbers(local)
     assert texts(tmp_path / "run") == texts(local)
+
+
+def test_stopped_and_continued(suite: Path, local: Path, cluster: Any, tmp_path: Path) -> None:
+    """After the first model nothing more is waited for; what it answered is not asked again."""
+    from triune.engine.executors.ray import RayExecutor
+
+    checked, run = library.Suite.model_validate(yaml.safe_load(suite.read_text())), tmp_path / "run"
+    there: dict[str, int] = {}
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Advanced):
+            there[event.note] = (run / event.note / "samples" / "arc_easy.jsonl").stat().st_ino
+            raise KeyboardInterrupt
+
+    with RayExecutor(run, cluster.address, alone=True) as executor:
+        with pytest.raises(Interrupted, match="Run the same command again"):
+            library.bench(checked, run, executor=executor, listener=stop, device="cpu")
+        library.bench(checked, run, executor=executor, device="cpu")
+    (name,) = there
+    if "[" not in name:  # a tuned model may have been asked the other half since
+        assert (run / name / "samples" / "arc_easy.jsonl").stat().st_ino == there[name]
+    assert numbers(run) == numbers(local)
 
 
 def workers(start: Path) -> list[int]:

@@ -300,8 +300,10 @@ class Run:
                 self.listener(note)
             self.listener(Advanced(ask.traffic, ask.candidate.model.name))
 
-        data = source(self.how.data)
-        how = replace(self.how, data=str(data) if data else HUB)
+        folder = source(
+            self.how.data
+        )  # TRIUNE_DATA is of this machine, and the built-in rows are a part of each triune
+        how = replace(self.how, data=None if folder == MINI else str(folder or HUB))
         work = partial(_answer_there, how=how, out=self.out.absolute(), versions=outcomes.versions())
         self.listener(Started(f"{len(todo)} models", sum(a.traffic for a in todo), unit="answers"))
         try:
