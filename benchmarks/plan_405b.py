@@ -281,7 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
     if again:
         jobs = [asdict(m) for m in measure(work)]
         about = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine.describe(work)}
-        MEASURED.write_text(json.dumps({**about, "jobs": jobs}, indent=1) + "\n")
+        lines = ",\n".join(map(json.dumps, jobs))
+        MEASURED.write_text(f'{json.dumps(about)[:-1]}, "jobs": [\n{lines}\n]}}\n')
         measurements.cache_clear()
     cluster, model = Cluster(**given), fit(measurements())
     with tempfile.TemporaryDirectory() as folder:
