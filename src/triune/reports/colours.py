@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-EXPERTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c8c1a", "#4a9bd9")
+EXPERTS = ("#1f7dbd", "#d55e00", "#009e73", "#cc79a7", "#8c8c1a", "#4a9bd9")
 KINDS: Mapping[str, str] = {
     "base": "#7f7f7f",
-    "specialist": "#0072b2",
+    "specialist": "#1f7dbd",
     "merge": "#8e5bd0",
     "mixture": "#b7860b",
     "other": "#5f7f7f",

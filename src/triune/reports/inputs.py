@@ -185,7 +185,8 @@ def _training(folder: Path, found: Material) -> bool:
         records = {str(_json(p / "triune.training.json").get("name", p.name)): p for p in models}
         curves = {name: _lines(p / "training.jsonl") for name, p in records.items()}
         told = {name: _json(p / "triune.training.json") for name, p in records.items()}
-        found.trainings.append(Training(folder.name, curves, told))
+        name = f"{folder.parent.name}/train" if folder.name == "train" else folder.name
+        found.trainings.append(Training(name, curves, told))
     elif (begun := (folder / "work" / "lock").exists()) or (folder / "pairs").is_dir():
         found.notes.append(f"{folder.name}: no model of this training is finished yet.")
         return begun

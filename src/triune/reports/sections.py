@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from triune.diagnostics.advice import advise
-from triune.errors import UserError
+from triune.errors import UserError, did_you_mean
 from triune.evals.leaderboard import Board, leaderboard
 from triune.evals.notes import notes
 from triune.evals.tables import Section as BoardTable
@@ -69,8 +69,11 @@ def sections_of(found: Material, *, split: str | None = None, reference: str | N
         *(s for i, (name, d) in enumerate(found.diagnoses, 1) for s in _diagnosis(f"diagnosis-{i}", name, d, ink)),
     ]
     boards = [_boards(s, split, reference) for s in found.stores]
-    if reference and boards and not any(board.reference for board, _ in boards):
-        raise UserError(f"--reference {reference}: none of the results is of a model of that name.")
+    names = {name for s in found.stores for r in s.results for name in (r.model.name, r.model.fingerprint)}
+    if reference and reference not in names:
+        raise UserError(
+            f"--reference {reference}: none of the results is of a model of that name.{did_you_mean(reference, names)}"
+        )
     plain = [pair for pair in zip(found.stores, boards, strict=True) if not _is_ablation(pair[0])]
     ablations = [pair for pair in zip(found.stores, boards, strict=True) if _is_ablation(pair[0])]
     parts += [_results(f"results-{i}", store, board, ink) for i, (store, (board, _)) in enumerate(plain, 1)]
@@ -174,7 +177,7 @@ def _boards(store: Store, split: str | None, reference: str | None) -> tuple[Boa
     there = {r.split for r in store.results}
     told = split or ("report" if "report" in there else "all" if "all" in there else "tune")
     shown = [r for r in store.results if r.split == told]
-    names = {r.model.name for r in shown}
+    names = {name for r in shown for name in (r.model.name, r.model.fingerprint)}
     base = next((r.model.name for r in shown if r.model.kind == "base"), None)
     board = leaderboard(store.results, split=told, reference=reference if reference in names else base)
     grid = [r for r in store.results if r.split == "tune" and re.search(r"\[.+\]$", r.model.name)]

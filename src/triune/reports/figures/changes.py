@@ -39,12 +39,13 @@ def heat(
     columns: Sequence[Any],
     form: str = ".2~g",
     domain: Sequence[float] | None = None,
+    scheme: str = "viridis",
 ) -> Any:
     """A heat map whose rows and columns keep their order."""
     import altair as alt
 
     step = max(1, round(len(columns) / 6))
-    scale = alt.Scale(scheme="viridis", domain=list(domain)) if domain else alt.Scale(scheme="viridis")
+    scale = alt.Scale(scheme=scheme, **({"domain": list(domain)} if domain else {}))
     return (
         chart(records)
         .mark_rect()

@@ -94,12 +94,23 @@ def by_layer(key: str, found: Diagnosis) -> Figure | None:
     known = {k: v for k, v in values.items() if v is not None}
     records = [{"pair": p, "layer": at, "conflict": v} for (p, at), v in known.items()]
     top = max(known, key=lambda k: known[k])
-    plot = heat(records, "layer", "pair", "conflict", rows=list(pairs), columns=list(layers), form=".0%")
+    far = max(0.05, *(abs(v - 0.5) for v in known.values()))
+    plot = heat(
+        records,
+        "layer",
+        "pair",
+        "conflict",
+        rows=list(pairs),
+        columns=list(layers),
+        form=".0%",
+        domain=(0.5 - far, 0.5, 0.5 + far),
+        scheme="purpleorange",
+    )
     return Figure(
         f"{key}-conflict-layers",
         "Conflict by layer",
-        f"Share of opposite signs. The most is in layer {top[1]}, between {top[0].replace(', ', ' and ')}: "
-        f"{known[top]:.1%}.",
+        f"Share of opposite signs; white is chance, 50%. The most is in layer {top[1]}, between "
+        f"{top[0].replace(', ', ' and ')}: {known[top]:.1%}.",
         [Panel("", plot)],
         Table(
             "Share of opposite signs",

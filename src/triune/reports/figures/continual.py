@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from triune.align.summary import LOST
 from triune.reports.colours import EXPERTS
 from triune.reports.figures.figure import Figure, Panel, Table, chart
+from triune.reports.figures.scores import SHARE
 
 
 def sides_of(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -57,7 +58,7 @@ def steps(key: str, summary: Mapping[str, Any]) -> Figure | None:
             scale=alt.Scale(domain=[0.7, count + 0.3], nice=False),
             axis=alt.Axis(values=list(range(1, count + 1)), format="d", grid=False),
         )
-        y = alt.Y("value:Q", title="share of pairs", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=5))
+        y = alt.Y("value:Q", title="share of pairs", scale=SHARE, axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1]))
         tip = ["side:N", "step:Q", "text:N"]
         half = chart([{"y": 0.5}]).mark_rule(strokeDash=[3, 3], opacity=0.5, color="currentColor").encode(y="y:Q")
         bars = (
@@ -91,8 +92,6 @@ def steps(key: str, summary: Mapping[str, Any]) -> Figure | None:
 
 def forgotten(key: str, summary: Mapping[str, Any]) -> Figure | None:
     """What each side lost of each dimension again."""
-    import altair as alt
-
     told, colours = summary.get("forgetting", {}), sides_of(summary)
     records = [
         {"side": side, "dimension": d, "lost": r["value"], "n": r["n"]}
@@ -114,25 +113,31 @@ def forgotten(key: str, summary: Mapping[str, Any]) -> Figure | None:
     )
     dimensions = list(dict.fromkeys(r["dimension"] for r in records))
     reach = max(0.05, *(abs(r["lost"]) for r in records)) * 1.1
-    plot = (
-        chart(records)
-        .mark_bar(height={"band": 0.8})
-        .encode(
-            x=alt.X("lost:Q", title="lost (below 0: gained)", scale=alt.Scale(domain=[-reach, reach])),
-            y=alt.Y("dimension:N", sort=dimensions, title=None),
-            yOffset=alt.YOffset("side:N", sort=list(colours)),
-            color=alt.Color("side:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None),
-            tooltip=["side:N", "dimension:N", alt.Tooltip("lost:Q", format="+.3f"), "n:Q"],
-        )
-        .properties(height=max(80, 24 * len(colours) * len(dimensions)))
-    )
+    panels = [Panel(d, _lost([r for r in records if r["dimension"] == d], colours, reach)) for d in dimensions]
     heads = ("side", "dimension", "lost", "n", "best before", "at the end")
     return Figure(
         f"{key}-forgetting",
         "Forgetting",
         f"{said} {' '.join(LOST.split('.')[0].split())}. With so few pairs (n is in the table) a difference inside the "
         "intervals of both shares means nothing.",
-        [Panel("", plot)],
+        panels,
         Table("Forgetting, with both shares and their 95% intervals", heads, rows),
         legend=colours,
+        columns=min(3, len(panels)),
     )
+
+
+def _lost(records: Sequence[Mapping[str, Any]], colours: Mapping[str, str], reach: float) -> Any:
+    """A point for each side, on a stem from 0."""
+    import altair as alt
+
+    scale = alt.Scale(domain=[-reach, reach], nice=False)
+    x = alt.X("lost:Q", title="lost (below 0: gained)", scale=scale, axis=alt.Axis(format="+.2f", tickCount=5))
+    y = alt.Y("side:N", sort=list(colours), title=None)
+    ink = alt.Color("side:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None)
+    tip = ["side:N", "dimension:N", alt.Tooltip("lost:Q", format="+.3f"), "n:Q"]
+    return alt.layer(
+        chart([{"lost": 0}]).mark_rule(strokeDash=[3, 3], opacity=0.6, color="currentColor").encode(x=x),
+        chart(records).mark_bar(height=3).encode(x=x, y=y, color=ink),
+        chart(records).mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=ink, tooltip=tip),
+    ).properties(height=max(60, 30 * len(colours)))

@@ -99,7 +99,7 @@ def accuracy(key: str, told: Mapping[str, Mapping[str, Any]], colours: Mapping[s
         panels.append(
             Panel(
                 f"{dimension} (n = {n})",
-                dots(records, rows=list(told), title="share of pairs", line_at=0.5, domain=(0, 1)),
+                dots(records, rows=list(told), title="share of pairs", line_at=0.5, share=True),
             )
         )
     return Figure(

@@ -44,20 +44,25 @@ def caveat(board: Board) -> str:
     return f" Among the numbers are {' and '.join(told)}: see the notes of the leaderboard." if told else ""
 
 
+SHARE: Mapping[str, Any] = {"domain": [-0.04, 1.04], "nice": False}
+"""A scale for shares, with room for a point at either end."""
+
+
 def dots(
     records: Sequence[Mapping[str, Any]],
     *,
     rows: Sequence[str],
     title: str,
     line_at: float | None = None,
-    domain: Sequence[float] | None = None,
+    share: bool = False,
 ) -> Any:
     """Values with their intervals, a row each: records of ``name``, ``value``, ``low``, ``high``, ``colour``, ``text``."""
     import altair as alt
 
     y = alt.Y("name:N", sort=list(rows), title=None, axis=alt.Axis(labelLimit=240, grid=True, ticks=False))
-    scale = alt.Scale(zero=False, nice=True) if domain is None else alt.Scale(domain=list(domain))
-    axis = alt.Axis(tickCount=5, labelFlush=False, format="~g")
+    scale, axis = alt.Scale(zero=False, nice=True), alt.Axis(tickCount=5, labelFlush=False, format="~g")
+    if share:
+        scale, axis = SHARE, alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], labelFlush=False, format="~g")
     colour = alt.Color("colour:N", scale=None)
     tip = ["name:N", "text:N"]
     line = (

@@ -1,0 +1,311 @@
+"""Reports of every kind of input: what is in the page, what is refused, and that nothing in it can run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import toy_records
+import triune
+from toy_records import HOSTILE
+from triune.errors import UserError
+from triune.evals.leaderboard import leaderboard
+from triune.reports.inputs import read
+from triune.reports.sections import sections_of
+
+if TYPE_CHECKING:
+    from conftest import Models, Run
+
+pytest.importorskip("altair", reason="reports need: pip install 'triune[report]'")
+MEGABYTES = 5_000_000
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text of its cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def everything(make_toy: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One input of each kind."""
+    root = tmp_path_factory.mktemp("everything")
+    return toy_records.write_everything(make_toy(root / "models", layers=3), root)
+
+
+@pytest.fixture(scope="module")
+def page(everything: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of all of them."""
+    return triune.report(everything, tmp_path_factory.mktemp("page") / "report.html")
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_input_has_its_figures(page: Path) -> None:
+    found = {f["id"] for f in Page(page.read_text()).all("figure")}
+    assert found == {
+        "merge-1-norms",
+        "diagnosis-1-layers",
+        "diagnosis-1-projections",
+        "diagnosis-1-spectra",
+        "diagnosis-1-outliers",
+        "diagnosis-1-pairs-conflict",
+        "diagnosis-1-pairs-conflict-layers",
+        "diagnosis-1-pairs-effects",
+        "results-1-scores",
+        "results-1-radar",
+        "results-1-ternary",
+        "results-1-pareto",
+        "results-1-differences",
+        "ablation-1-differences",
+        "ablation-1-settings",
+        "ablation-2-settings",
+        "training-1-curves",
+        "training-1-accuracy",
+        "experiment-1-accuracy",
+        "experiment-1-steps",
+        "experiment-1-forgetting",
+    }
+
+
+def test_every_panel_has_its_drawing_and_every_figure_its_words(page: Path) -> None:
+    shown = Page(page.read_text())
+    places = [d["data-spec"] for d in shown.all("div") if "data-spec" in d]
+    specs = json.loads(shown.scripts[0])["specs"]
+    assert set(places) == set(specs)
+    for spec in specs.values():
+        assert len(spec["description"]) > 40
+    for each in sections_of(read([])):  # nothing given, nothing shown
+        raise AssertionError(each)
+
+
+def test_it_is_one_small_file_that_loads_nothing(page: Path) -> None:
+    text = page.read_text()
+    assert len(text.encode()) < MEGABYTES
+    shown = Page(text)
+    for tag in ("img", "iframe", "object", "embed", "base", "form"):
+        assert shown.all(tag) == []
+    assert [link["href"] for link in shown.all("link")] == ["data:,"]
+    assert all("src" not in script for script in shown.all("script"))
+    assert not re.search(r"@import|url\(", text.split("<style>")[1].split("</style>")[0])
+    (policy,) = [m["content"] for m in shown.all("meta") if m.get("http-equiv")]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy
+    assert "'unsafe-inline'" not in policy.split("script-src")[1]
+
+
+def test_what_models_and_users_wrote_is_text(page: Path) -> None:
+    text = page.read_text()
+    shown = Page(text)
+    assert HOSTILE not in text
+    assert len(shown.scripts) == 3  # the data, Vega, ours
+    assert shown.text.count("alert(1)") >= 5  # a model's name, a prompt, answers, a recipe: all to be read
+    assert not any(name.startswith("on") for _, attributes in shown.tags for name in attributes)
+    assert "<" not in shown.scripts[0]
+
+
+def test_numbers_are_those_of_the_leaderboard(page: Path) -> None:
+    board = leaderboard(toy_records.results(), reference="base")
+    shown = Page(page.read_text()).text
+    for line in board.lines:
+        for name in ("3H", "helpful", "honest", "harmless"):
+            found = line.cells[name].found
+            value = f"{100 * found.value:.1f}"
+            assert re.search(rf"≈?{value}[▲▼]? \[{100 * found.low:.1f}, {100 * found.high:.1f}\]", shown), (
+                line.label,
+                name,
+            )
+
+
+def test_proxies_and_slices_are_said_beside_the_figures(page: Path) -> None:
+    shown = Page(page.read_text()).text
+    said = "Among the numbers are slices, of 10 to 10 rows and ≈ proxies (XSTest unsafe)"
+    assert shown.count(said) >= 4
+    assert "Slices, not to be compared with published scores" in shown
+
+
+def test_long_answers_say_that_they_are_cut(page: Path) -> None:
+    assert "x" * 700 + " […]" in page.read_text()
+    assert "x" * 701 not in page.read_text()
+
+
+def test_it_is_the_same_each_time(everything: list[Path], tmp_path: Path) -> None:
+    first, second = (triune.report(everything[4:], tmp_path / name).read_bytes() for name in ("one.html", "two.html"))
+    assert first == second
+
+
+# --- inputs, whole or not -----------------------------------------------------------------------------------------
+
+
+def test_a_merged_folder_alone(everything: list[Path], tmp_path: Path) -> None:
+    shown = Page(triune.report([everything[0]], tmp_path / "r.html").read_text())
+    assert shown.all("figure") == [next(f for f in shown.all("figure") if f["id"] == "merge-1-norms")]
+    for words in ("task_arithmetic", "not stated", "merge_method:", "SHA-256"):
+        assert words in shown.text
+
+
+def test_the_norms_are_those_of_the_weights(everything: list[Path], models: Models) -> None:
+    lock = json.loads((everything[0] / "triune.lock.json").read_text())
+    base = {m["name"]: m for m in lock["models"]}
+    assert all(m["licence"] == "not stated" for m in base.values())
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert set(lock["norms"][name]) == {"base", "deltas", "merged_delta"}
+    assert len(lock["norms"][name]["deltas"]) == 3
+
+
+def test_a_diagnosis_that_is_not_finished(everything: list[Path], tmp_path: Path) -> None:
+    """Its last line is cut off, as when it is read while it is written."""
+    partial = tmp_path / "diagnosis.jsonl.partial"
+    partial.write_text(everything[1].read_text()[:-200])
+    found = read([partial])
+    whole = found.diagnoses[0][1].header.tensors
+    assert len(found.diagnoses[0][1].tensors) == whole - 1
+    assert found.notes == [f"{partial.name}: the diagnosis is not finished; {whole - 1} of {whole} tensors are."]
+
+
+@pytest.mark.parametrize("kind", ["merge", "run", "train", "align"])
+def test_what_has_just_begun(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / kind
+    files = {
+        "merge": {
+            ".triune/plan.json": '{"description": "ties of 3"}',
+            ".triune/journal.jsonl": '{"tensor": "a"}\n{"ten',
+        },
+        "run": {"m/model.json": '{"name": "m"}', "m/samples/gsm8k.jsonl": '{"id": "1", "prompt": "p", "ans'},
+        "train": {"work/lock": ""},
+        "align": {"lock.json": "{}", "config.yaml": "", "journal.jsonl": '{"stage": "a", "accuracy": {}}\n{"sta'},
+    }[kind]
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    shown = Page(triune.report([folder], tmp_path / "r.html").read_text()).text
+    assert {
+        "merge": "1 tensors are written so far",
+        "run": "no benchmark is finished",
+        "train": "no model of this training",
+    }.get(kind, "1 of its stages are") in shown
+
+
+def test_a_damaged_journal_of_answers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"schema": "triune-answers/1", "prompts": 3, "models": []}')
+    with pytest.raises(UserError, match="damaged file of answers"):
+        read([path])
+
+
+@pytest.mark.parametrize("what", ["text", "folder", "database"])
+def test_what_is_unknown_is_refused(what: str, tmp_path: Path, triune: Run) -> None:
+    path = tmp_path / what
+    if what == "folder":
+        (path / "deeper").mkdir(parents=True)
+        (path / "notes.txt").write_text("x")
+    elif what == "text":
+        path.write_text("hello")
+    else:
+        import sqlite3
+
+        with sqlite3.connect(path) as other:
+            other.execute("CREATE TABLE t (x)")
+        other.close()
+    told = triune("report", path, "-o", tmp_path / "out.html")
+    assert told.code == 2
+    assert str(path) in told.err
+    assert (
+        "no results store of triune" if what == "database" else "a merged folder (triune.lock.json), a diagnosis"
+    ) in told.err
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_missing_inputs_formats_and_models_are_named(everything: list[Path], tmp_path: Path, triune: Run) -> None:
+    run, out = everything[2], tmp_path / "out.html"
+    cases = {
+        "There is no": ("report", tmp_path / "gone", "-o", out),
+        "There is no format 'pdf'": ("report", run, "-o", tmp_path / "out.pdf"),
+        "--reference nobody": ("report", run, "-o", out, "--reference", "nobody"),
+        "there are of report, tune": ("report", run, "-o", out, "--split", "all"),
+        "cannot be written": ("report", run, "-o", run / store_name() / "r.html"),
+    }
+    for words, arguments in cases.items():
+        told = triune(*arguments)
+        assert (told.code, words in told.err) == (2, True), told.err
+
+
+def store_name() -> str:
+    from triune.evals.store import NAME
+
+    return NAME
+
+
+def test_without_altair_one_sentence_says_what_to_install(
+    everything: list[Path], tmp_path: Path, triune: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triune.reports.report.EXTRA", ("no_such_package",))
+    told = triune("report", everything[0], "-o", tmp_path / "r.html")
+    assert told.code == 2
+    assert 'pip install "triune[report]"' in told.err
+
+
+# --- other formats ------------------------------------------------------------------------------------------------
+
+
+def test_markdown_with_images(everything: list[Path], tmp_path: Path, triune: Run) -> None:
+    told = triune("report", everything[0], everything[4], everything[5], "-o", tmp_path / "paper.md")
+    assert told.code == 0, told.err
+    assert told.out.strip() == str(tmp_path / "paper.md")
+    text = (tmp_path / "paper.md").read_text()
+    linked = re.findall(r"!\[.*?\]\((.+?)\)", text)
+    assert "paper-figures/merge-1-norms.png" in linked
+    assert all((tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for name in linked)
+    assert "\\<script>" in text
+    outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)<(?!br>|ins>|/ins>)", outside)
+
+
+def test_images_alone(everything: list[Path], tmp_path: Path) -> None:
+    out = triune.report([everything[6]], tmp_path / "figures")
+    names = sorted(p.stem for p in out.iterdir())
+    assert names == ["experiment-1-accuracy", "experiment-1-forgetting", "experiment-1-steps"]
+    for path in out.iterdir():
+        width = int.from_bytes(path.read_bytes()[16:20])
+        assert 400 < width <= 2600, path  # pixels, two for each of the page's
+
+
+def test_a_report_of_nothing_but_a_moved_folder(everything: list[Path], tmp_path: Path) -> None:
+    moved = shutil.copytree(everything[2], tmp_path / "elsewhere")
+    assert "How good it is: elsewhere" in Page(triune.report([moved], tmp_path / "r.html").read_text()).text
