@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import re
 import signal
@@ -153,6 +154,22 @@ def test_a_suite(bench: Callable[..., Outcome], tmp_path: Path) -> None:
     assert shown == {name: next(r.value for r in rs if r.benchmark == "arc_easy") for name, rs in report.items()}
     assert "split report, 5 models" in told.out
     assert f"ties: {best} of 3 settings, by overall on the tune half." in told.out
+
+
+def test_a_grid_of_scalings_decomposes_once(
+    bench: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spectral = importlib.import_module("triune.methods.tsvm")
+    inner, seen = spectral.decompose, []
+    monkeypatch.setattr(spectral, "decompose", lambda *args: seen.append(args[3]) or inner(*args))
+    counts = []
+    for grid in ([0.5], [0.5, 1.0, 1.5]):
+        seen.clear()
+        told = bench("-o", tmp_path / str(len(grid)), models={"tsvm": {"method": "tsvm", "grid": {"scaling": grid}}})
+        assert told.code == 0, told.err
+        counts.append(len(seen))
+    assert counts[0] == counts[1] > 0
+    assert not (tmp_path / "3" / ".cache").exists()
 
 
 def test_again_nothing_is_done(bench: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

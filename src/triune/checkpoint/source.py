@@ -49,3 +49,9 @@ class Source:
     @property
     def is_base(self) -> bool:
         return self.dense is None and self.factors is None
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All that has to be read for it."""
+        dense = (self.dense,) if self.dense else ()
+        return (*dense, self.factors.a, self.factors.b) if self.factors else dense

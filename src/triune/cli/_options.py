@@ -32,6 +32,12 @@ Threads = Annotated[
     int | None, typer.Option("--threads", "-j", min=1, help="Lanes that work at once; all cores if not given.")
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+CacheFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--cache", help="Folder that keeps TSVM's decompositions for merges with other weights or another scaling."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 

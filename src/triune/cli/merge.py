@@ -12,6 +12,7 @@ from triune.cli._cluster import Address, Executor, executor_of
 from triune.cli._options import (
     AsJson,
     Base,
+    CacheFolder,
     Device,
     Experts,
     Memory,
@@ -39,6 +40,7 @@ def merge(
     device: Device = "cpu",
     max_memory: Memory = None,
     shard_size: ShardSize = "5GB",
+    cache: CacheFolder = None,
     executor: Executor = "local",
     address: Address = None,
     gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Check the merged model afterwards.")] = True,
@@ -91,6 +93,7 @@ def merge(
             gate=gate,
             listener=bar,
             executor=runs,
+            cache=cache,
         )
     if as_json:
         print(json.dumps(result_json(result)))

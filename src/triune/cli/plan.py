@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from triune.cli._options import (
     AsJson,
     Base,
+    CacheFolder,
     Device,
     Experts,
     Memory,
@@ -36,6 +37,7 @@ def plan(
     device: Device = "cpu",
     max_memory: Memory = None,
     shard_size: ShardSize = "5GB",
+    cache: CacheFolder = None,
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="As for `triune merge`; a plan has nothing to check.")
     ] = True,
@@ -51,7 +53,7 @@ def plan(
     from rich.console import Console
 
     from triune.cli._show import plan_json, plan_table
-    from triune.engine.budget import default_limit, parse_bytes
+    from triune.engine.budget import default_limit, human, parse_bytes
     from triune.engine.cores import available_cores, pick_device
     from triune.engine.journal import is_finished, refuse_occupied
     from triune.engine.plan import check_disk, make_plan
@@ -61,7 +63,7 @@ def plan(
     if len(given) > 2:
         raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(given)}.")
     file = given.pop(0) if len(given) == 2 or (given and not expert) else None
-    pick_device(device)
+    device = pick_device(device)
     limit = memory_of(max_memory) or default_limit()
     made = make_plan(
         recipe_of(file, base, expert, method, setting), memory_limit=limit, shard_bytes=parse_bytes(shard_size)
@@ -69,8 +71,29 @@ def plan(
     if given and not is_finished(made, Path(given[0])):
         refuse_occupied(Path(given[0]))
         check_disk(made, Path(given[0]))
+    kept = cache_of(made, cache, device) if cache else None
     lanes = threads or available_cores()
     if as_json:
-        print(json.dumps(plan_json(made, lanes, limit)))
+        print(json.dumps({**plan_json(made, lanes, limit), **({"cache": kept} if kept else {})}))
     elif not quiet:
-        Console(highlight=False).print(plan_table(made, lanes, limit))
+        table = plan_table(made, lanes, limit)
+        if kept:
+            table.add_row(
+                "cache",
+                f"{kept['there']} of {kept['tensors']} decompositions are in {cache}; all take at most "
+                f"{human(kept['most_bytes'])}",
+            )
+        Console(highlight=False).print(table)
+
+
+def cache_of(made: Any, folder: str, device: str) -> dict[str, Any]:
+    """What of a plan's decompositions is kept, and how large they may be."""
+    from triune.engine.cache import Cache, decomposed, most_bytes
+
+    cache, jobs = Cache(folder), decomposed(made.jobs)
+    return {
+        "folder": folder,
+        "tensors": len(jobs),
+        "there": sum(cache.path(j, device).exists() for j in jobs),
+        "most_bytes": sum(map(most_bytes, jobs)),
+    }

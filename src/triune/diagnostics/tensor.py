@@ -15,7 +15,7 @@ from triune.diagnostics.spectra import Spectrum, overlap, spectrum, task_interfe
 from triune.engine.job import Inputs, Job, Lane, blocks, nonfinite
 from triune.errors import CheckpointError
 from triune.methods import find
-from triune.methods._spectral import orthogonal_sum, truncated_svd
+from triune.methods._spectral import orthogonalise, truncated_svd
 from triune.methods.r_tsvm import adaptive_rank, damp
 from triune.methods.tsvm import equal_share, nonzero, peak_bytes
 
@@ -165,14 +165,15 @@ def _spectral_effects(
     for name in SPECTRAL:
         if name not in effects:
             continue
-        bound, parts = effects[name], []
+        bound, parts = effects[name], list[Any]()
         for t, found in enumerate(spectra):
             part = found and (found.leading if name == "tsvm" else _damped_part(whole[t], len(whole), bound))
             if part:
                 ranks[t][name] = len(part.values)
-                parts.append(part.scaled(bound["weight"][t] * bound["scaling"]))
-        if parts:
-            told[name] = effect(orthogonal_sum(parts, bound["polar_tol"]))
+            parts.append(part)
+        if any(parts):
+            orthogonal = orthogonalise(parts, [1.0] * len(whole), bound["polar_tol"], whole[0].shape)
+            told[name] = effect(orthogonal.merged(bound["weight"], bound["scaling"]))
     return told
 
 

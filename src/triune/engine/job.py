@@ -7,16 +7,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from triune._lazy import torch
 from triune.checkpoint.index import TensorInfo
 from triune.checkpoint.reader import Files, Reader, torch_dtype
 from triune.checkpoint.source import Source
+from triune.engine.cache import Kept
 from triune.errors import CheckpointError
 from triune.methods import Method, find
 from triune.methods._lowrank import LowRank
 from triune.methods._spec import Scan, View
+
+if TYPE_CHECKING:
+    from triune.engine.cache import Cache
 
 Route = Literal["copy", "blocks", "dense", "factors"]
 
@@ -28,8 +32,8 @@ BLOCK_COPIES = 8
 """Float32 temporaries of one block, for each expert, that the hungriest method holds at once (measured, see the tests)."""
 
 STATISTICS = 8 * 2**20
-"""Bytes for each expert that a scan holds: a search for magnitude thresholds (int64 counts of 65,536 bins, with temporaries),
-or a random mask that is remembered (see :data:`triune.methods._scan.REMEMBERED`)."""
+"""Bytes for each expert that a scan holds: a search for magnitude thresholds (int64 counts of 65,536 bins, with
+temporaries), or a random mask that is remembered (see :data:`triune.methods._scan.REMEMBERED`)."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,7 @@ class Job:
     def read_bytes(self) -> int:
         """Bytes of all inputs, adapters' factors included."""
         sources = [s for s in (self.base, *self.experts) if s]
-        factors = [t for s in sources if s.factors for t in (s.factors.a, s.factors.b)]
-        return sum(t.nbytes for t in (*(s.dense for s in sources if s.dense), *factors))
+        return sum(t.nbytes for s in sources for t in s.tensors)
 
     @cached_property
     def spec(self) -> Method:
@@ -230,7 +233,9 @@ def run_scan(job: Job, lane: Lane, scan: Scan, turn: int, inputs: Inputs | None 
     return scan
 
 
-def run_job(job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool = False) -> Done:
+def run_job(
+    job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool = False, cache: Cache | None = None
+) -> Done:
     """Make one output tensor.
 
     Args:
@@ -239,6 +244,7 @@ def run_job(job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool =
         sink: where the bytes go.
         stats: the result of a whole-model scan, if the method has one.
         lora: store the merged delta's factors instead of the merged tensor.
+        cache: where decompositions are kept and found.
 
     Raises:
         CheckpointError: an input holds NaN or infinity, or ended early.
@@ -253,7 +259,7 @@ def run_job(job: Job, lane: Lane, *, sink: Sink, stats: Any = None, lora: bool =
     if job.route == "copy":
         return _write(job, inputs, sink)
     if job.route == "dense":
-        return _run_dense(job, lane, inputs, sink)
+        return _run_dense(job, lane, inputs, sink, cache)
     if job.route == "factors":
         delta = _merge_factors(job, inputs, lane)
         norms = tuple(_product_norm(d) for d in inputs.low_rank)
@@ -283,19 +289,30 @@ def _scan_tensor(job: Job, lane: Lane, inputs: Inputs) -> Any:
     return scan.result()
 
 
-def _run_dense(job: Job, lane: Lane, inputs: Inputs, sink: Sink) -> Done:
+def _run_dense(job: Job, lane: Lane, inputs: Inputs, sink: Sink, cache: Cache | None) -> Done:
     rows, columns = job.output.matrix
-    whole = torch.empty(len(job.experts), rows, columns)
-    for first, last in blocks(job):
-        base, whole[:, first:last] = inputs.block(first, last)
-        _check_base(job, base)
-    norms = tuple(_norm(d) for d in whole)
-    _refuse_nonfinite(job, norms, whole)
-    merged = job.spec.function(whole.to(lane.device), view=job.view, **job.bound).cpu().reshape(rows, columns)
-    del whole
+    spec, device = job.spec, lane.device
+    kept = cache.load(job, device) if cache and spec.parts else None
+    if kept is None:
+        whole = torch.empty(len(job.experts), rows, columns)
+        for first, last in blocks(job):
+            base, whole[:, first:last] = inputs.block(first, last)
+            _check_base(job, base)
+        norms = tuple(_norm(d) for d in whole)
+        _refuse_nonfinite(job, norms, whole)
+        if cache and spec.parts:
+            kept = Kept(spec.parts(whole.to(device), view=job.view, **job.bound), _digests(inputs), norms)
+            cache.store(job, device, kept)
+        else:
+            result = spec.function(whole.to(device), view=job.view, **job.bound)
+        del whole
+    if kept is not None:
+        result = kept.parts.merged(job.bound["weight"], job.bound["scaling"]).dense()
+    digests, norms = (kept.digests, kept.norms) if kept else (_digests(inputs), norms)
+    merged = result.cpu().reshape(rows, columns)
     base_again = Inputs(replace(job, experts=()), lane)
     done = _write(job, base_again, sink, lambda first, last: merged[first:last])
-    return replace(done, deltas=norms, inputs=_digests(inputs))
+    return replace(done, deltas=norms, inputs=digests)
 
 
 def _merge_factors(job: Job, inputs: Inputs, lane: Lane) -> LowRank:

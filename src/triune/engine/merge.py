@@ -16,6 +16,7 @@ from triune.checkpoint.remote import is_url
 from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
 from triune.engine.budget import default_limit
+from triune.engine.cache import Cache
 from triune.engine.cores import available_cores, pick_device
 from triune.engine.executors import Executor, ExecutorFailed
 from triune.engine.executors.local import LocalExecutor
@@ -67,6 +68,7 @@ def merge(
     gate: bool = True,
     listener: Listener = silent,
     executor: Executor | None = None,
+    cache: Path | str | None = None,
 ) -> MergeResult:
     """Merge models into a folder.
 
@@ -82,6 +84,8 @@ def merge(
         gate: check the merged model afterwards; see :attr:`MergeResult.checks`.
         listener: is told about progress.
         executor: who runs the jobs, instead of threads on this machine.
+        cache: a folder for the decompositions of TSVM and R-TSVM. A merge that differs from an earlier one in nothing but
+            ``weight`` and ``scaling`` takes them from there, and comes out the same to the byte.
 
     Raises:
         UserError: the recipe or a model is wrong. Nothing is left in ``out``.
@@ -101,6 +105,7 @@ def merge(
         checks = [Check(c["check"], c["passed"], c["value"], c["sentence"]) for c in read_json(out / LOCK)["gate"]]
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
+    kept = Cache(cache) if cache else None
     device = pick_device(device)
     executor = executor or LocalExecutor(threads or available_cores(), limit, device)
     try:
@@ -109,7 +114,7 @@ def merge(
                 with ShardWriter(journal.folder, plan.shards, out) as writer:
                     sink = PartSink(journal.folder) if plan.lora else ShardSink(writer)
                     resumed = _forget_damaged(plan, journal, writer)
-                    _stream(plan, journal, executor, sink, listener)
+                    _stream(plan, journal, executor, sink, listener, kept)
                     writer.finish()
                 if plan.lora:
                     _assemble(plan, journal, out)
@@ -144,7 +149,9 @@ def _check_finished(plan: Plan, out: Path) -> None:
             )
 
 
-def _stream(plan: Plan, journal: Journal, executor: Executor, sink: Sink, listener: Listener) -> None:
+def _stream(
+    plan: Plan, journal: Journal, executor: Executor, sink: Sink, listener: Listener, cache: Cache | None
+) -> None:
     todo = [j for j in plan.jobs if j.output.name not in journal.finished]
     total = sum(j.traffic for j in plan.jobs)
     stats = scan_model(plan, executor, listener) if todo else None
@@ -154,7 +161,7 @@ def _stream(plan: Plan, journal: Journal, executor: Executor, sink: Sink, listen
         journal.add(result)
         listener(Advanced(job.traffic, job.output.name))
 
-    executor.run(todo, partial(run_job, sink=sink, stats=stats, lora=plan.lora), done)
+    executor.run(todo, partial(run_job, sink=sink, stats=stats, lora=plan.lora, cache=cache), done)
     assert set(journal.finished) == {j.output.name for j in plan.jobs}, "every planned tensor is written"
     listener(Finished("merge"))
 

@@ -94,26 +94,28 @@ class Plan:
             bound = sorted(job.bound.items())
             digest.update(repr((job.output, job.route, job.method, bound, job.view, job.base, job.experts)).encode())
         for file in sorted(self.files()):
-            if is_url(file):
-                digest.update(f"{file} {file_version(file)}\n".encode())
-                continue
-            stat = Path(file).stat() if Path(file).exists() else None
-            digest.update(f"{file} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+            digest.update(f"{file} {stamp(file)}\n".encode())
         beside = self.beside
         digest.update(json.dumps([beside.config, dict(beside.texts)], sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def files(self) -> set[str]:
         """Every weight file that will be read."""
-        sources = [s for j in self.jobs for s in (j.base, *j.experts) if s]
-        dense = {s.dense.file for s in sources if s.dense}
-        return dense | {t.file for s in sources if s.factors for t in (s.factors.a, s.factors.b)}
+        return {t.file for j in self.jobs for s in (j.base, *j.experts) if s for t in s.tensors}
 
     @property
     def description(self) -> str:
         """One line for people."""
         names = ", ".join(m.name for m in self.experts)
         return f"{self.method.name} of {names}" + (f" on {self.base.ref.text}" if self.base else "")
+
+
+def stamp(file: str) -> object:
+    """What tells whether a weight file has changed, without reading it."""
+    if is_url(file):
+        return file_version(file)
+    stat = Path(file).stat() if Path(file).exists() else None
+    return stat and (stat.st_size, stat.st_mtime_ns)
 
 
 def made_with() -> str:

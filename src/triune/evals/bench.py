@@ -8,6 +8,7 @@ what is done, and merged weights are there only while they are measured.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from triune.output.atomic import write_text
 from triune.progress import Listener, Noted, silent
 
 TUNING = "tuning.json"
+CACHE = ".cache"
+"""In the run's folder, the decompositions that the points of one grid share; gone when it is measured."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +178,14 @@ class Bench:
             for number, line in enumerate(self.lines, 1):
                 self.listener(Noted(f"Model {number} of {len(self.lines)}: {line.name}"))
                 best[line.name] = line.points[0]
+                shutil.rmtree(run.out / CACHE, ignore_errors=True)  # of the model before, or of a run that was killed
+                run.cache = run.out / CACHE if len(line.points) > 1 else None
                 if len(line.points) > 1:
                     tuned[line.name] = self._tune(line, keep)
                     best[line.name] = line.point(tuned[line.name].chosen)
                     _write(run.out, tuned)
                 run.measure(best[line.name], tasks=self.tasks, half="report", keep=keep)
+            shutil.rmtree(run.out / CACHE, ignore_errors=True)
             for line in self.others:  # as an earlier call has left them
                 best[line.name] = line.point(tuned[line.name].chosen) if line.name in tuned else line.points[0]
             tuned = {name: tuned[name] for name in best if name in tuned}

@@ -168,6 +168,8 @@ class Run:
         self.backend: Backend = make(
             how.backend, device=how.device, batch=how.batch, seed=how.seed, url=how.url, remote=executor is not None
         )
+        self.cache: Path | None = None
+        """Where merges with other weights or another scaling share their decompositions."""
         self.left_out = [b for b in wanted if b.needs == "code" and not how.allow_code]
         """They run code that a model wrote, and that was not allowed."""
         self.tasks = {t.benchmark.name: t for t in load([b for b in wanted if b not in self.left_out], how.data)}
@@ -340,7 +342,7 @@ class Run:
             shutil.rmtree(folder / MERGED, ignore_errors=True)  # of another recipe, whose run was killed
         if candidate.recipe is not None:
             outcomes.write_model(folder, candidate)
-            made = merge(candidate.recipe, folder / MERGED, gate=False, listener=self.listener)
+            made = merge(candidate.recipe, folder / MERGED, gate=False, listener=self.listener, cache=self.cache)
             lora = candidate.recipe.output == "lora"
             weights = Weights(made.plan.template.checkpoint.folder, made.out) if lora else Weights(made.out)
             self.check(replace(candidate, weights=weights))

@@ -168,6 +168,9 @@ class Method:
     """Merges low-rank deltas (None: zero) into one without ever building the matrices."""
     not_low_rank: Callable[[Mapping[str, Any]], str | None] | None = field(default=None, repr=False)
     """Why, with these bound parameters, low-rank deltas do not merge into a low-rank one; None where they do."""
+    parts: Callable[..., Any] | None = field(default=None, repr=False)
+    """For whole-tensor grain: the part of the work that neither weight nor scaling changes, from a stack of deltas to an
+    :class:`triune.methods._spectral.Orthogonal`. What a cache keeps."""
     parameters: tuple[Parameter, ...] = ()
     aliases: tuple[str, ...] = ()
     minimum: int = 1
@@ -286,6 +289,7 @@ def merge_method(
     scan: Callable[..., Scan | None] | None = None,
     factors: Callable[..., Any] | None = None,
     not_low_rank: Callable[[Mapping[str, Any]], str | None] | None = None,
+    parts: Callable[..., Any] | None = None,
     aliases: tuple[str, ...] = (),
     minimum: int = 1,
     from_mergekit: bool = True,
@@ -306,6 +310,7 @@ def merge_method(
             scan=scan,
             factors=factors,
             not_low_rank=not_low_rank,
+            parts=parts,
             parameters=tuple(_parameters(function)),
             aliases=aliases,
             minimum=minimum,

@@ -42,8 +42,30 @@ class Components:
     right: torch.Tensor
     """float32 ``[n, k]``, orthonormal columns."""
 
-    def scaled(self, factor: float) -> Components:
-        return Components(self.left, self.values * factor, self.right)
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """All experts' leading triplets, made orthogonal: what a merge needs of one tensor, whatever the weights.
+
+    K is the sum of the experts' ranks, at most the smaller side.
+    """
+
+    left: torch.Tensor
+    """float32 ``[m, K]``: the polar factor of all left vectors side by side."""
+    values: torch.Tensor
+    """float64 ``[K]``, expert by expert."""
+    right: torch.Tensor
+    """float32 ``[n, K]``."""
+    ranks: tuple[int, ...]
+    """Triplets of each expert; 0 where it left the tensor as it was."""
+    shares: tuple[float, ...]
+    """Factor of each expert that its own delta decides."""
+
+    def merged(self, weight: Sequence[float], scaling: float) -> LowRank:
+        """``left diag(scaling * weight * share * values) right.T``. Overwrites ``left``: no vector is held twice."""
+        each = [w * scaling * share for w, share in zip(weight, self.shares, strict=True)]
+        factors = torch.cat([v * c for v, c in zip(torch.split(self.values, list(self.ranks)), each, strict=True)])
+        return LowRank(self.left.mul_(factors.float()), self.right.T)
 
 
 # --- truncated SVD ------------------------------------------------------------------------------------------------
@@ -145,16 +167,26 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
     return times(a, inverse_root, a)
 
 
-def orthogonal_sum(parts: list[Components], polar_tol: float) -> LowRank:
-    """``U_p diag(S) V_p.T``, where U_p and V_p are the polar factors of all left and all right vectors side by side.
+def orthogonalise(
+    parts: list[Components | None], shares: Sequence[float], polar_tol: float, shape: Sequence[int]
+) -> Orthogonal:
+    """U_p and V_p, the polar factors of all left and all right vectors side by side; None is a delta of zero.
 
     Empties ``parts``, so that no vector is held twice.
     """
-    left = torch.cat([part.left for part in parts], dim=1)
-    right = torch.cat([part.right for part in parts], dim=1)
-    values = torch.cat([part.values for part in parts])
+    found = [part for part in parts if part]
+    ranks = tuple(len(part.values) if part else 0 for part in parts)
     parts.clear()
-    return LowRank(polar(left, polar_tol).mul_(values.float()), polar(right, polar_tol).T)
+    if not found:
+        m, n = shape
+        return Orthogonal(
+            torch.zeros(m, 0), torch.zeros(0, dtype=torch.float64), torch.zeros(n, 0), ranks, tuple(shares)
+        )
+    left = torch.cat([part.left for part in found], dim=1)
+    right = torch.cat([part.right for part in found], dim=1)
+    values = torch.cat([part.values for part in found])
+    found.clear()
+    return Orthogonal(polar(left, polar_tol), values, polar(right, polar_tol), ranks, tuple(shares))
 
 
 # --- statistics of the entries ------------------------------------------------------------------------------------

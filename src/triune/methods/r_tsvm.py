@@ -22,20 +22,20 @@ from triune.methods.tsvm import (
     VectorRule,
     average,
     average_factors,
+    decompose,
     equal_share,
     is_averaged,
-    merge_matrices,
     nonzero,
     peak_bytes,
+    placed,
     tsvm_grain,
     with_shape,
-    zero,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from triune.methods._spectral import Delta, RankRule
+    from triune.methods._spectral import Delta, Orthogonal, RankRule
 
 NonNegative = Annotated[float, Interval("[0, inf)")]
 Strength = Annotated[float, Interval("[-1, 1]")]
@@ -78,30 +78,28 @@ def adaptive_rank(delta: Delta, experts: int, sparsity: str, strength: float) ->
     return rank_of
 
 
-def reduced_merge(
-    deltas: Sequence[Delta | None],
+def r_tsvm_parts(
+    deltas: Sequence[Delta | None] | torch.Tensor,
     *,
-    weight: Sequence[float],
-    scaling: float,
     polar_tol: float,
     outlier_sigma: float,
     outlier_strength: float,
     outlier_scope: str,
     sparsity: str,
     rank_strength: float,
-) -> LowRank | None:
-    """The three steps, for matrices and low-rank products alike. None stands for zero."""
-    coefficients = [w * scaling for w in weight]
+    view: View,
+    **_: Any,
+) -> Orthogonal:
+    """What neither weight nor scaling changes, for matrices and low-rank products alike. None stands for zero."""
+    count = len(deltas)
+    deltas = nonzero(deltas)
+    shares = [1.0] * count
     if outlier_scope == "task" and outlier_strength != 0:
         shares = task_weights(deltas, outlier_sigma, outlier_strength)
-        coefficients = [c * share for c, share in zip(coefficients, shares, strict=True)]
     # One at a time: a damped delta is a copy as large as the original.
     damped = (d if d is None else damp(d, outlier_scope, outlier_sigma, outlier_strength) for d in deltas)
-    return merge_matrices(
-        ((d, d if d is None else adaptive_rank(d, len(deltas), sparsity, rank_strength)) for d in damped),
-        coefficients,
-        polar_tol,
-    )
+    ruled = ((d, d if d is None else adaptive_rank(d, count, sparsity, rank_strength)) for d in damped)
+    return decompose(ruled, shares, polar_tol, view.shape)
 
 
 def r_tsvm_factors(
@@ -119,7 +117,7 @@ def r_tsvm_factors(
         return average_factors(factors, weight, scaling, vector_rule, view)
     if entries_damped(parameters):
         return None
-    return reduced_merge(nonzero(factors), weight=weight, scaling=scaling, **parameters) or zero(view)
+    return r_tsvm_parts(factors, view=view, **parameters).merged(weight, scaling)
 
 
 def entries_damped(bound: Mapping[str, Any]) -> str | None:
@@ -141,6 +139,7 @@ def r_tsvm_workspace(bound: Mapping[str, Any], experts: int, shape: tuple[int, .
     grain_of=tsvm_grain,
     workspace=r_tsvm_workspace,
     factors=r_tsvm_factors,
+    parts=r_tsvm_parts,
     not_low_rank=entries_damped,
     aliases=("resm",),
     from_mergekit=False,
@@ -220,18 +219,17 @@ def r_tsvm(
                 [1.0000, 1.0000, 1.0000],
                 [1.0000, 1.0000, 1.0000]])
     """
-    shape = view.shape if view and view.shape else tuple(deltas.shape[1:])
-    if is_averaged(shape, len(deltas), view.tensor if view else "", embeddings):
+    view = placed(view, deltas)
+    if is_averaged(view.shape, len(deltas), view.tensor, embeddings):
         return average(deltas, weight, scaling, vector_rule)
-    merged = reduced_merge(
-        nonzero(deltas),
-        weight=weight,
-        scaling=scaling,
+    parts = r_tsvm_parts(
+        deltas,
         polar_tol=polar_tol,
         outlier_sigma=outlier_sigma,
         outlier_strength=outlier_strength,
         outlier_scope=outlier_scope,
         sparsity=sparsity,
         rank_strength=rank_strength,
+        view=view,
     )
-    return merged.dense() if merged else torch.zeros_like(deltas[0])
+    return parts.merged(weight, scaling).dense()

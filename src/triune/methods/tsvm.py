@@ -9,13 +9,13 @@ from triune._lazy import torch
 from triune.methods._lowrank import LowRank
 from triune.methods._ops import per_model
 from triune.methods._spec import Grain, Interval, Scaling, View, Weight, merge_method
-from triune.methods._spectral import numerical_rank, orthogonal_sum, truncated_svd
+from triune.methods._spectral import numerical_rank, orthogonalise, truncated_svd
 from triune.methods.linear import combine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from triune.methods._spectral import Delta, RankRule
+    from triune.methods._spectral import Delta, Orthogonal, RankRule
 
 EMBEDDINGS = ("embed_tokens", "embed_in", "embed_out", "embed_positions", "word_embeddings", "lm_head", "wte", "wpe")
 """A matrix with one of these in its name has a row for each token or position, not for each neuron."""
@@ -49,12 +49,6 @@ def average_factors(
     return combine(factors, [w * share for w in weight], view)
 
 
-def zero(view: View) -> LowRank:
-    """Nothing, as a product of rank 0."""
-    m, n = view.shape
-    return LowRank(torch.zeros(m, 0), torch.zeros(0, n))
-
-
 def nonzero(deltas: Iterable[Delta | None]) -> list[Delta | None]:
     """None in place of experts that left the tensor as it was: they have no directions, and no SVD is spent on them."""
     return [delta if delta is not None and all(bool(a.any()) for a in _arrays(delta)) else None for delta in deltas]
@@ -64,19 +58,25 @@ def _arrays(delta: Delta) -> tuple[torch.Tensor, ...]:
     return (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
 
 
-def merge_matrices(
-    deltas: Iterable[tuple[Delta | None, RankRule | None]], coefficients: Sequence[float], polar_tol: float
-) -> LowRank | None:
-    """TSVM proper, on deltas with their rank rules, which may come one at a time; None is zero, also as the result."""
-    found = [truncated_svd(d, rank_of) if d is not None and rank_of else None for d, rank_of in deltas]
-    parts = [part.scaled(c) for part, c in zip(found, coefficients, strict=True) if part]
-    del found  # orthogonal_sum wants the memory
-    return orthogonal_sum(parts, polar_tol) if parts else None
+def decompose(
+    deltas: Iterable[tuple[Delta | None, RankRule | None]],
+    shares: Sequence[float],
+    polar_tol: float,
+    shape: tuple[int, ...],
+) -> Orthogonal:
+    """TSVM proper, on deltas with their rank rules, which may come one at a time; None is zero."""
+    parts = [truncated_svd(d, rank_of) if d is not None and rank_of else None for d, rank_of in deltas]
+    return orthogonalise(parts, shares, polar_tol, shape)
 
 
 def equal_share(shape: tuple[int, ...], experts: int) -> RankRule:
     """The paper's rank: for each expert an equal share of the smaller side; and no rounding noise."""
     return lambda values: min(numerical_rank(values, shape), min(shape) // experts)
+
+
+def placed(view: View | None, deltas: torch.Tensor) -> View:
+    """The view of a whole stack, told the tensor's shape where it does not know."""
+    return view if view and view.shape else replace(view or View(), shape=tuple(deltas.shape[1:]))
 
 
 def with_shape(view: View, factors: Sequence[LowRank | None]) -> View:
@@ -97,8 +97,13 @@ def tsvm_factors(
     view = with_shape(view, factors)
     if is_averaged(view.shape, len(factors), view.tensor, embeddings):
         return average_factors(factors, weight, scaling, vector_rule, view)
-    rule = equal_share(view.shape, len(factors))
-    return merge_matrices(((f, rule) for f in nonzero(factors)), [w * scaling for w in weight], polar_tol) or zero(view)
+    return tsvm_parts(factors, polar_tol=polar_tol, view=view).merged(weight, scaling)
+
+
+def tsvm_parts(deltas: Sequence[Delta | None] | torch.Tensor, *, polar_tol: float, view: View, **_: Any) -> Orthogonal:
+    """What neither weight nor scaling changes: the decompositions, which take nearly all of the time."""
+    rule = equal_share(view.shape, len(deltas))
+    return decompose(((d, rule) for d in nonzero(deltas)), [1.0] * len(deltas), polar_tol, view.shape)
 
 
 def tsvm_grain(bound: Mapping[str, Any], view: View) -> Grain:
@@ -121,7 +126,7 @@ def peak_bytes(experts: int, shape: tuple[int, ...], copies: int) -> int:
     eigh = 32 * small**2  # Gram matrix, eigenvectors, and twice that for LAPACK
     project = 16 * small * k + 16 * k**2 + 12 * large * k
     decompose = vectors + max(prepare, copies * matrix + max(eigh, project))
-    orthogonalise = vectors + max(vectors, 32 * (k * experts) ** 2)
+    orthogonalise = vectors + max(2 * vectors, 32 * (k * experts) ** 2)  # twice: as bytes, for a cache
     multiply = vectors + matrix
     return experts * matrix + max(decompose, orthogonalise, multiply) + FIXED
 
@@ -132,6 +137,7 @@ def peak_bytes(experts: int, shape: tuple[int, ...], copies: int) -> int:
     grain_of=tsvm_grain,
     workspace=tsvm_workspace,
     factors=tsvm_factors,
+    parts=tsvm_parts,
     from_mergekit=False,
 )
 def tsvm(
@@ -192,9 +198,7 @@ def tsvm(
         >>> tsvm(torch.stack([one, one]))
         tensor([[3.0000, 0.0000], [0.0000, 0.0000]])
     """
-    shape = view.shape if view and view.shape else tuple(deltas.shape[1:])
-    if is_averaged(shape, len(deltas), view.tensor if view else "", embeddings):
+    view = placed(view, deltas)
+    if is_averaged(view.shape, len(deltas), view.tensor, embeddings):
         return average(deltas, weight, scaling, vector_rule)
-    rule = equal_share(shape, len(deltas))
-    merged = merge_matrices(((d, rule) for d in nonzero(deltas)), [w * scaling for w in weight], polar_tol)
-    return merged.dense() if merged else torch.zeros_like(deltas[0])
+    return tsvm_parts(deltas, polar_tol=polar_tol, view=view).merged(weight, scaling).dense()

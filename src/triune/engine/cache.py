@@ -1,0 +1,100 @@
+"""Decompositions kept between merges that differ in nothing but ``weight`` and ``scaling``.
+
+A folder with one safetensors file for each decomposed tensor, named by a hash of all that could change a number in it, and
+whole or absent, so that any number of merges may share the folder. A merge that finds a tensor there reads neither its
+experts nor decomposes them; it writes the bytes that it would have written without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triune.errors import UserError
+from triune.output.atomic import write_bytes
+
+if TYPE_CHECKING:
+    from triune.engine.job import Job
+
+FREE = ("weight", "scaling")
+"""Parameters on which the decompositions do not depend."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor's decompositions, and what else of its experts a merge would have to read again."""
+
+    parts: Any
+    """:class:`triune.methods._spectral.Orthogonal`."""
+    digests: Mapping[int, str]
+    norms: tuple[float, ...]
+    """As in :class:`triune.engine.job.Done`."""
+
+
+class Cache:
+    """The folder. It is made when the first tensor is kept."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).absolute()  # other machines may start elsewhere
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--cache {folder} is a file. Name a folder; it is made if it does not exist.")
+
+    def path(self, job: Job, device: str) -> Path:
+        """Where this tensor's decompositions are, or would be."""
+        from triune.engine.plan import made_with, stamp  # they import the job, which imports this
+
+        bound = sorted((key, value) for key, value in job.bound.items() if key not in FREE)
+        sources = (job.base, *job.experts)
+        files = sorted({t.file for s in sources if s for t in s.tensors})
+        facts = (made_with(), device.partition(":")[0], job.method, bound, job.view.tensor, sources)
+        digest = hashlib.sha256(repr((facts, [stamp(file) for file in files])).encode())
+        return self.folder / f"{digest.hexdigest()[:32]}.safetensors"
+
+    def load(self, job: Job, device: str) -> Kept | None:
+        """None where it is not kept, or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        from triune.methods._spectral import Orthogonal
+
+        try:
+            with safe_open(self.path(job, device), framework="pt") as file:
+                told = json.loads(file.metadata()["triune"])
+                # Copies: products round by where in memory a matrix begins.
+                left, values, right = (file.get_tensor(n).clone() for n in ("left", "values", "right"))
+        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        parts = Orthogonal(
+            left.to(device), values.to(device), right.to(device), tuple(told["ranks"]), tuple(told["shares"])
+        )
+        return Kept(parts, {int(model): d for model, d in told["digests"].items()}, tuple(told["norms"]))
+
+    def store(self, job: Job, device: str, kept: Kept) -> None:
+        from safetensors.torch import save
+
+        parts = kept.parts
+        told = {"ranks": parts.ranks, "shares": parts.shares, "digests": kept.digests, "norms": kept.norms}
+        tensors = {n: getattr(parts, n).cpu().contiguous() for n in ("left", "values", "right")}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--cache {self.folder} cannot be made: {error.strerror}. Name another folder.") from None
+        write_bytes(self.path(job, device), save(tensors, {"triune": json.dumps(told)}))
+
+
+def decomposed(jobs: Iterable[Job]) -> list[Job]:
+    """Those that a cache keeps something of."""
+    return [j for j in jobs if j.route == "dense" and j.spec.parts is not None]
+
+
+def most_bytes(job: Job) -> int:
+    """Of the job's file, at most: two matrices ``[m, K]`` and ``[n, K]`` in float32, K at most the smaller side.
+
+    For a square matrix that is twice its own bytes in float32.
+    """
+    m, n = job.output.matrix
+    k = min(m, n) // len(job.experts) * len(job.experts)
+    return 4 * (m + n) * k + 8 * k + 4096

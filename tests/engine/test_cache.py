@@ -1,0 +1,135 @@
+"""Decompositions are kept between merges, and change no byte of what comes out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import triune as api
+from triune.engine.merge import merge
+
+if TYPE_CHECKING:
+    from conftest import Models, Run
+
+DECOMPOSED = 14
+"""Matrices of the toy's two layers: q, k, v, o, gate, up, down."""
+CASES = [("tsvm", ()), ("r_tsvm", ()), ("r_tsvm", ("--set", "outlier_scope=task"))]
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many matrices were decomposed."""
+    module = importlib.import_module("triune.methods.tsvm")
+    counted, inner = Counter[str](), module.truncated_svd
+
+    def counting(*arguments: Any) -> Any:
+        counted["svd"] += 1
+        return inner(*arguments)
+
+    monkeypatch.setattr(module, "truncated_svd", counting)
+    return counted
+
+
+@pytest.mark.parametrize(("method", "more"), CASES, ids=["tsvm", "r_tsvm", "task"])
+def test_the_same_bytes_with_and_without(
+    models: Models, triune: Run, contents: Any, tmp_path: Path, count: Counter[str], method: str, more: tuple[str, ...]
+) -> None:
+    command = ("merge", *models.flags, "--method", method, *more, "--quiet", "--no-gate")
+    first = ("--set", "weight.helpful=0.3", "--set", "scaling=1.3")
+    second = ("--set", "weight.honest=0.0", "--set", "weight.harmless=-2", "--set", "scaling=0.7")
+    kept = ("--cache", tmp_path / "cache")
+    made = {}
+    for name, settings in (("first", first), ("second", second)):
+        # The card and the lock name the folder's name: each pair has the same.
+        assert triune(*command, *settings, "--threads", "1", tmp_path / name / "out").code == 0
+        made[name] = contents(tmp_path / name / "out")
+    count.clear()
+    assert triune(*command, *first, *kept, "--threads", "1", tmp_path / "a" / "out").code == 0
+    assert count["svd"] == 3 * DECOMPOSED
+    assert triune(*command, *second, *kept, "--threads", "3", tmp_path / "b" / "out").code == 0
+    assert triune(*command, *first, *kept, "--threads", "2", tmp_path / "c" / "out").code == 0
+    assert count["svd"] == 3 * DECOMPOSED  # none in the second and third
+    assert contents(tmp_path / "a" / "out") == contents(tmp_path / "c" / "out") == made["first"]
+    assert contents(tmp_path / "b" / "out") == made["second"]
+    assert len(list((tmp_path / "cache").iterdir())) == DECOMPOSED
+
+
+def test_a_simplex_of_66_points_decomposes_once(models: Models, tmp_path: Path, count: Counter[str]) -> None:
+    points = [(i / 10, j / 10, (10 - i - j) / 10) for i in range(11) for j in range(11 - i)]
+    assert len(points) == 66  # 11 * 12 / 2
+    files = set()
+    for number, weights in enumerate(points):
+        named = [f"weight.{n}={w}" for n, w in zip(models.names, weights, strict=True)]
+        experts = [f"{n}={models.root / n}" for n in models.names]
+        recipe = api.recipe_from_flags(base=str(models.root / "base"), experts=experts, method="tsvm", settings=named)
+        out = tmp_path / str(number)
+        merge(recipe, out, threads=1, gate=False, cache=tmp_path / "cache")
+        files.add((out / "model.safetensors").read_bytes())
+    assert count["svd"] == 3 * DECOMPOSED
+    assert len(files) == 66
+
+
+def test_what_else_changes_is_decomposed_again(
+    own_models: Models, triune: Run, tmp_path: Path, count: Counter[str]
+) -> None:
+    command = ("merge", *own_models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--cache", tmp_path / "cache")
+    assert triune(*command, tmp_path / "1").code == 0
+    assert triune(*command, "--set", "polar_tol=0.1", tmp_path / "2").code == 0
+    assert count["svd"] == 2 * 3 * DECOMPOSED
+    expert = next((own_models.root / "honest").glob("*.safetensors"))
+    expert.write_bytes(expert.read_bytes())  # as if it had been trained further: its time of change is another
+    assert triune(*command, tmp_path / "3").code == 0
+    assert count["svd"] == 3 * 3 * DECOMPOSED
+
+
+def test_a_damaged_file_is_made_again(models: Models, triune: Run, load: Any, tmp_path: Path) -> None:
+    command = ("merge", *models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--cache", tmp_path / "cache")
+    assert triune(*command, tmp_path / "1").code == 0
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:-100])
+    assert triune(*command, tmp_path / "2").code == 0
+    one, two = load(tmp_path / "1"), load(tmp_path / "2")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_killed_in_the_middle(models: Models, triune: Run, start: Any, contents: Any, tmp_path: Path) -> None:
+    command = ("merge", *models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--threads", "1")
+    cache, out = tmp_path / "cache", tmp_path / "b" / "out"
+    assert triune(*command, tmp_path / "a" / "out").code == 0
+    running = start(*command, "--cache", cache, out)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and running.poll() is None and len(list(cache.glob("[!.]*"))) < 3:
+        time.sleep(0.001)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert triune(*command, "--cache", cache, out).code == 0
+    assert contents(out) == contents(tmp_path / "a" / "out")
+
+
+def test_a_plan_tells_its_size(models: Models, triune: Run, tmp_path: Path) -> None:
+    flags, cache = (*models.flags, "--method", "tsvm", "--cache", tmp_path / "cache"), tmp_path / "cache"
+    before = json.loads(triune("plan", *flags, "--json").out)["cache"]
+    assert (before["tensors"], before["there"]) == (DECOMPOSED, 0)
+    assert not cache.exists()
+    assert triune("merge", *flags, "--quiet", "--no-gate", tmp_path / "out").code == 0
+    after = json.loads(triune("plan", *flags, "--json").out)["cache"]
+    assert after["there"] == DECOMPOSED
+    taken = sum(file.stat().st_size for file in cache.iterdir())
+    assert 0.5 * after["most_bytes"] < taken <= after["most_bytes"]
+    assert "14 of 14 decompositions are in" in triune("plan", *flags).out
+
+
+def test_a_file_is_no_cache(models: Models, triune: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = triune("merge", *models.flags, "--cache", tmp_path / "file", tmp_path / "out")
+    assert told.code == 2
+    assert "is a file. Name a folder" in told.err
+    assert not (tmp_path / "out").exists()
