@@ -67,6 +67,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the port is taken, or the host is not this machine's.
     """
+    found = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -74,6 +75,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(128)
     except OSError as error:
+        if found:
+            found.close()
         reason = error.strerror or str(error)
         raise UserError(f"--host {host} --port {port}: {reason}. Name another --port; 0 takes a free one.") from None
     return found

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -365,8 +366,13 @@ class Studio:
         return path
 
     def write(self, point: Point, name: str, listener: Listener) -> MergeResult:
-        """Merge to disk, as ``triune merge`` does."""
-        return merge(self.recipe(point), self._place(name, ""), listener=listener)
+        """Merge to disk, as ``triune merge`` does. A merge that was stopped leaves nothing."""
+        out = self._place(name, "")
+        try:
+            return merge(self.recipe(point), out, listener=listener)
+        except Stopped:
+            shutil.rmtree(out, ignore_errors=True)
+            raise
 
     def _place(self, name: str, ending: str) -> Path:
         if not NAME.fullmatch(name):

