@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,13 @@ from triune.cli._options import (
     recipe_of,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
+    from triune.engine.costs import Class
+
 
 def plan(
     paths: Annotated[
@@ -41,6 +48,9 @@ def plan(
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="As for `triune merge`; a plan has nothing to check.")
     ] = True,
+    time: Annotated[
+        bool, typer.Option("--time", help="Estimate the time too, at rates measured now on this machine.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,6 +65,7 @@ def plan(
     from triune.cli._show import plan_json, plan_table
     from triune.engine.budget import default_limit, human, parse_bytes
     from triune.engine.cores import available_cores, pick_device
+    from triune.engine.costs import calibrate, classes
     from triune.engine.journal import is_finished, refuse_occupied
     from triune.engine.plan import check_disk, make_plan
     from triune.errors import RecipeError
@@ -73,8 +84,18 @@ def plan(
         check_disk(made, Path(given[0]))
     kept = cache_of(made, cache, device) if cache else None
     lanes = threads or available_cores()
+    groups = classes(made.jobs)
+    rates = calibrate() if time else None
     if as_json:
-        print(json.dumps({**plan_json(made, lanes, limit), **({"cache": kept} if kept else {})}))
+        print(
+            json.dumps(
+                {
+                    **plan_json(made, lanes, limit),
+                    **({"cache": kept} if kept else {}),
+                    **costs_json(groups, rates, lanes),
+                }
+            )
+        )
     elif not quiet:
         table = plan_table(made, lanes, limit)
         if kept:
@@ -84,6 +105,7 @@ def plan(
                 f"{human(kept['most_bytes'])}",
             )
         Console(highlight=False).print(table)
+        Console(highlight=False).print(costs_table(groups, rates, lanes))
 
 
 def cache_of(made: Any, folder: str, device: str) -> dict[str, Any]:
@@ -97,3 +119,41 @@ def cache_of(made: Any, folder: str, device: str) -> dict[str, Any]:
         "there": sum(cache.path(j, device).exists() for j in jobs),
         "most_bytes": sum(map(most_bytes, jobs)),
     }
+
+
+def costs_json(groups: Sequence[Class], rates: Mapping[str, float] | None, lanes: int) -> dict[str, Any]:
+    """What each class of tensors takes. Seconds are of the whole class, shared by all lanes."""
+    told = [
+        {
+            "projection": c.name,
+            "shape": list(c.shape),
+            "route": c.route,
+            "count": c.count,
+            "bytes": c.nbytes,
+            "flops": c.flops,
+            "cost": dict(c.cost),
+            **({"seconds": c.seconds(rates) / lanes} if rates else {}),
+        }
+        for c in groups
+    ]
+    total = {"seconds": sum(c.seconds(rates) for c in groups) / lanes, "rates": rates} if rates else {}
+    return {"classes": told, "flops": sum(c.flops for c in groups), **total}
+
+
+def costs_table(groups: Sequence[Class], rates: Mapping[str, float] | None, lanes: int) -> Table:
+    """The same for people."""
+    from rich.table import Table
+
+    from triune.engine.budget import human
+
+    table = Table("class", "shape", "route", box=None, padding=(0, 2, 0, 0))
+    for title in ("tensors", "bytes", "GFLOP", *(["seconds"] if rates else [])):
+        table.add_column(title, justify="right")
+    for c in groups:
+        seconds = [f"{c.seconds(rates) / lanes:.1f}"] if rates else []
+        shape = " x ".join(map(str, c.shape))
+        table.add_row(c.name, shape, c.route, str(c.count), human(c.nbytes), f"{c.flops / 1e9:.3g}", *seconds)
+    seconds = [f"{sum(c.seconds(rates) for c in groups) / lanes:.1f}"] if rates else []
+    total = human(sum(c.nbytes for c in groups)), f"{sum(c.flops for c in groups) / 1e9:.3g}"
+    table.add_row("all", "", "", str(sum(c.count for c in groups)), *total, *seconds, style="bold")
+    return table
