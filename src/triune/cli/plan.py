@@ -64,7 +64,7 @@ def plan(
 
     from triune.cli._show import plan_json, plan_table
     from triune.engine.budget import default_limit, human, parse_bytes
-    from triune.engine.cores import available_cores, pick_device
+    from triune.engine.cores import available_cores, pick_devices
     from triune.engine.costs import calibrate, classes
     from triune.engine.journal import is_finished, refuse_occupied
     from triune.engine.plan import check_disk, make_plan
@@ -74,7 +74,7 @@ def plan(
     if len(given) > 2:
         raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(given)}.")
     file = given.pop(0) if len(given) == 2 or (given and not expert) else None
-    device = pick_device(device)
+    device = pick_devices(device)[0]
     limit = memory_of(max_memory) or default_limit()
     made = make_plan(
         recipe_of(file, base, expert, method, setting), memory_limit=limit, shard_bytes=parse_bytes(shard_size)

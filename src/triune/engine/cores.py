@@ -32,3 +32,17 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: there is no such device on this machine. Use cpu or auto.") from None
     return name
+
+
+def pick_devices(names: str) -> tuple[str, ...]:
+    """What lanes may compute on: ``cuda`` is every GPU, and several may be named with commas between them.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    found = tuple(pick_device(name.strip()) for name in names.split(","))
+    if found != ("cuda",):
+        return found
+    import torch
+
+    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))

@@ -17,7 +17,7 @@ from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
 from triune.engine.budget import default_limit
 from triune.engine.cache import Cache
-from triune.engine.cores import available_cores, pick_device
+from triune.engine.cores import available_cores, pick_devices
 from triune.engine.executors import Executor, ExecutorFailed
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Done, Job, Sink, run_job, run_scan
@@ -78,7 +78,7 @@ def merge(
         recipe: from :func:`triune.load_recipe`, :func:`triune.parse_recipe` or :func:`triune.recipe_from_flags`.
         out: a folder that does not exist yet, is empty, or holds an unfinished merge of this recipe.
         threads: lanes that read, compute and write; all cores by default. Never changes a byte of the result.
-        device: cpu, cuda, cuda:N or auto.
+        device: cpu, cuda (every GPU), cuda:N, several with commas, or auto. What a GPU cannot hold runs on the CPU.
         max_memory: bytes of working memory; half of what is free by default.
         shard_bytes: largest size of an output file.
         gate: check the merged model afterwards; see :attr:`MergeResult.checks`.
@@ -106,8 +106,9 @@ def merge(
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
     kept = Cache(cache) if cache else None
-    device = pick_device(device)
-    executor = executor or LocalExecutor(threads or available_cores(), limit, device)
+    devices = pick_devices(device)
+    device = devices[0]
+    executor = executor or LocalExecutor(threads or available_cores(), limit, *devices)
     try:
         with Journal(out, plan.fingerprint, plan.description) as journal:
             try:

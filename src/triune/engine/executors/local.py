@@ -23,10 +23,12 @@ class LocalExecutor:
     """Lanes that take jobs in order; while one waits for the disk, the others compute.
 
     Within a lane torch uses a single thread, so the number of lanes never changes a sum's order, nor a byte of the result.
+    Lanes take the devices in turn. What does not fit into a GPU's memory is done on the CPU instead.
     """
 
-    def __init__(self, threads: int, limit: int, device: str = "cpu") -> None:
-        self.threads, self.limit, self.device = threads, limit, device
+    def __init__(self, threads: int, limit: int, *devices: str) -> None:
+        self.devices = devices or ("cpu",)
+        self.threads, self.limit = max(threads, len(self.devices)), limit
         self.budget = Budget(limit)
 
     def run(
@@ -39,9 +41,9 @@ class LocalExecutor:
         queue, turn, stop = iter(jobs), Lock(), Event()
         results: SimpleQueue[tuple[J, R] | BaseException | None] = SimpleQueue()
 
-        def lane_main(files: Files) -> None:
+        def lane_main(files: Files, device: str) -> None:
             torch.set_num_threads(1)
-            lane = Lane(files, self.device)
+            lane = Lane(files, device)
             try:
                 while not stop.is_set():
                     # Only the holder of the turn waits for memory, so a large job is never overtaken for ever.
@@ -52,7 +54,7 @@ class LocalExecutor:
                         reservation = self.budget.reserve(job.nbytes)
                         reservation.__enter__()
                     try:
-                        results.put((job, work(job, lane)))
+                        results.put((job, _work(work, job, lane)))
                     finally:
                         reservation.__exit__(None, None, None)
             except BaseException as error:
@@ -64,7 +66,10 @@ class LocalExecutor:
         threads_before = torch.get_num_threads()
         failure: BaseException | None = None
         with Files() as files:
-            lanes = [Thread(target=lane_main, args=(files,), daemon=True) for _ in range(self.threads)]
+            lanes = [
+                Thread(target=lane_main, args=(files, self.devices[i % len(self.devices)]), daemon=True)
+                for i in range(self.threads)
+            ]
             for lane in lanes:
                 lane.start()
             running = len(lanes)
@@ -91,3 +96,14 @@ class LocalExecutor:
         torch.set_num_threads(threads_before)
         if failure is not None:
             raise failure
+
+
+def _work(work: Callable[[J, Lane], R], job: J, lane: Lane) -> R:
+    try:
+        return work(job, lane)
+    except torch.OutOfMemoryError:
+        if lane.device == "cpu":
+            raise
+    # After the handler, whose traceback holds the device's tensors. Every job writes from its first byte again.
+    torch.cuda.empty_cache()
+    return work(job, Lane(lane.files, "cpu"))
