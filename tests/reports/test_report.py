@@ -155,7 +155,7 @@ def test_numbers_are_those_of_the_leaderboard(page: Path) -> None:
 
 def test_proxies_and_slices_are_said_beside_the_figures(page: Path) -> None:
     shown = Page(page.read_text()).text
-    said = "Among the numbers are slices, of 10 to 10 rows and ≈ proxies (XSTest unsafe)"
+    said = "Among the numbers are slices, of 10 rows and ≈ proxies (XSTest unsafe)"
     assert shown.count(said) >= 4
     assert "Slices, not to be compared with published scores" in shown
 
@@ -279,6 +279,18 @@ def test_without_altair_one_sentence_says_what_to_install(
     told = triune("report", everything[0], "-o", tmp_path / "r.html")
     assert told.code == 2
     assert 'pip install "triune[report]"' in told.err
+
+
+def test_the_demo_does_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from triune.cli.demo import _report
+
+    monkeypatch.setattr("triune.reports.report.EXTRA", ("no_such_package",))
+    recipe = triune.recipe_from_flags(base="demo:base", experts=["demo:honest"])
+    assert _report(recipe, tmp_path / "out", tmp_path / "records", None) is None
+    assert 'pip install "triune[report]"' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- other formats ------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def _report(recipe: Recipe, out: Path, records: Path, threads: int | None) -> Pa
     try:
         require()
     except UserError as error:
-        console.print(f"\n{error} Then this demo ends with a page to look at.", soft_wrap=True)
+        console.print(f"\n{error} Then this demo ends with a page to look at.", soft_wrap=True, markup=False)
         return None
     diagnosis = records / "diagnosis.jsonl"
     diagnosis.unlink(missing_ok=True)  # of an earlier version, it would be refused

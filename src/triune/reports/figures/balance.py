@@ -25,10 +25,10 @@ def complete(board: Board) -> list[Line]:
 
 
 def named(lines: Sequence[Line]) -> list[Line]:
-    """The few that figures name: the base, the specialists, and the first merge and mixture of the ranking."""
+    """The few that figures name: the base, the specialists, and of the ranking the first merge, mixture, and others."""
     found = [line for line in lines if line.model.kind in ("base", "specialist")]
-    for kind in ("merge", "mixture", "other"):
-        found += [line for line in lines if line.model.kind == kind][:1]
+    for kind, few in (("merge", 1), ("mixture", 1), ("other", 4)):
+        found += [line for line in lines if line.model.kind == kind][:few]
     return found
 
 
@@ -50,11 +50,12 @@ def radar(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None:
     base = [line for line in lines if line.model.kind == "base"]
     groups = {
         "specialists": [line for line in lines if line.model.kind == "specialist"],
-        "the best merge and mixture": [line for line in lines if line.model.kind in ("merge", "mixture", "other")],
+        "the best merge and mixture": [line for line in lines if line.model.kind in ("merge", "mixture")],
+        "others": [line for line in lines if line.model.kind == "other"],
     }
     top = 10 * math.ceil(10 * max(line.cells[h].found.value for line in lines for h in HS))
-    panels = [Panel(name, _radar([*base, *group], top, experts), True) for name, group in groups.items() if group]
-    panels = panels or [Panel("", _radar(base, top, experts), True)]
+    there = {name: group for name, group in groups.items() if group} or {"": []}
+    panels = [Panel(name, _radar([*base, *group], top, experts), True) for name, group in there.items()]
     low = {line.label: line.balance for line in lines}
     worst = {balance[0] for balance in low.values() if balance}
     told = (
@@ -133,7 +134,7 @@ def ternary(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None
     import altair as alt
 
     lines = complete(board)
-    if not lines:
+    if len(lines) < 2:
         return None
     what, shares = _shares(board, lines)
     low = [math.floor(100 * min(s[k] for s in shares.values())) for k in range(3)]

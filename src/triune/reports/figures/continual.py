@@ -58,7 +58,9 @@ def steps(key: str, summary: Mapping[str, Any]) -> Figure | None:
             scale=alt.Scale(domain=[0.7, count + 0.3], nice=False),
             axis=alt.Axis(values=list(range(1, count + 1)), format="d", grid=False),
         )
-        y = alt.Y("value:Q", title="share of pairs", scale=SHARE, axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1]))
+        y = alt.Y(
+            "value:Q", title="share of pairs", scale=SHARE, axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".2f")
+        )
         tip = ["side:N", "step:Q", "text:N"]
         half = chart([{"y": 0.5}]).mark_rule(strokeDash=[3, 3], opacity=0.5, color="currentColor").encode(y="y:Q")
         bars = (
@@ -118,7 +120,7 @@ def forgotten(key: str, summary: Mapping[str, Any]) -> Figure | None:
     return Figure(
         f"{key}-forgetting",
         "Forgetting",
-        f"{said} {' '.join(LOST.split('.')[0].split())}. With so few pairs (n is in the table) a difference inside the "
+        f"{said} {' '.join(LOST.split('.')[0].split())}. Of few pairs (n is in the table) a difference inside the "
         "intervals of both shares means nothing.",
         panels,
         Table("Forgetting, with both shares and their 95% intervals", heads, rows),

@@ -12,7 +12,7 @@ from triune.reports.figures.scores import dots
 from triune.reports.inputs import Training
 
 WINDOW = 5
-"""Steps in the mean that the thick lines show."""
+"""Steps in the mean that the thick lines show, where there are more than twice as many."""
 
 
 def curves(key: str, run: Training, colours: Mapping[str, str]) -> Figure | None:
@@ -27,6 +27,7 @@ def curves(key: str, run: Training, colours: Mapping[str, str]) -> Figure | None
     dashes = [[1, 0], [6, 3], [2, 2]]
     order = {c: [n for n in names if colours[n] == c] for c in dict.fromkeys(colours[n] for n in names)}
     dash = [dashes[order[colours[n]].index(n) % len(dashes)] for n in names]
+    window = WINDOW if max(map(len, known.values())) > 2 * WINDOW else 1
     panels = []
     ends: list[tuple[Cell, ...]] = []
     for wanted in fields:
@@ -34,7 +35,7 @@ def curves(key: str, run: Training, colours: Mapping[str, str]) -> Figure | None
             {"model": n, "step": r["step"], "value": r[wanted], "mean": sum(near) / len(near)}
             for n, each in known.items()
             for i, r in enumerate(each)
-            if wanted in r and (near := [x[wanted] for x in each[max(0, i + 1 - WINDOW) : i + 1] if wanted in x])
+            if wanted in r and (near := [x[wanted] for x in each[max(0, i + 1 - window) : i + 1] if wanted in x])
         ]
         title = wanted.replace("_", " ")
         x = alt.X(
@@ -62,13 +63,15 @@ def curves(key: str, run: Training, colours: Mapping[str, str]) -> Figure | None
         panels.append(Panel(title, plot))
     for name, each in known.items():
         ends.append((name, each[-1]["step"], *(f"{each[0].get(f, 0):.3g} → {each[-1].get(f, 0):.3g}" for f in fields)))
+    drawn = (
+        f"Thin lines are the batches, thick ones the mean of {window} steps." if window > 1 else "One value a batch."
+    )
     moved = ", ".join(f"{row[0]} {row[2]}" for row in ends[:3])
     return Figure(
         f"{key}-curves",
         "Training curves",
-        f"Thin lines are the batches, thick ones the mean of {WINDOW} steps. "
-        f"{fields[0].replace('_', ' ').capitalize()} from the first batch to the last: "
-        f"{moved}{', …' if len(ends) > 3 else '.'}",
+        f"{drawn} {fields[0].replace('_', ' ').capitalize()} from the first batch to the last: {moved}"
+        f"{', …' if len(ends) > 3 else '.'}",
         panels,
         Table("First and last step", ("model", "steps", *(f.replace("_", " ") for f in fields)), tuple(ends)),
         legend={n: colours[n] for n in names},

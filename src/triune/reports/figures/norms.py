@@ -41,7 +41,7 @@ def by_layer(key: str, lock: Mapping[str, Any], colours: Mapping[str, str]) -> F
                 axis=alt.Axis(tickMinStep=1, format="d", grid=False),
                 scale=alt.Scale(nice=False),
             ),
-            y=alt.Y("change:Q", title="norm of the change / base's", axis=alt.Axis(format=".1~%", tickCount=5)),
+            y=alt.Y("change:Q", title="norm of the change / base's", axis=alt.Axis(format=".2~%", tickCount=5)),
             color=alt.Color("model:N", scale=scale, legend=None),
             strokeDash=dash,
             tooltip=["model:N", "layer:Q", alt.Tooltip("change:Q", format=".3%")],

@@ -39,7 +39,7 @@ def caveat(board: Board) -> str:
     full = {c.name: c.benchmarks[0].items for c in columns}
     sliced = sorted(r.n for r in results if r.n < full[r.benchmark])
     proxies = dict.fromkeys(c.title for c in columns if any(r.proxy for r in board.results(c)))
-    told = [f"slices, of {sliced[0]} to {sliced[-1]} rows"] if sliced else []
+    told = [f"slices, of {' to '.join(map(str, dict.fromkeys((sliced[0], sliced[-1]))))} rows"] if sliced else []
     told += [f"≈ proxies ({', '.join(proxies)})"] if proxies else []
     return f" Among the numbers are {' and '.join(told)}: see the notes of the leaderboard." if told else ""
 
@@ -60,9 +60,9 @@ def dots(
     import altair as alt
 
     y = alt.Y("name:N", sort=list(rows), title=None, axis=alt.Axis(labelLimit=240, grid=True, ticks=False))
-    scale, axis = alt.Scale(zero=False, nice=True), alt.Axis(tickCount=5, labelFlush=False, format="~g")
+    scale, axis = alt.Scale(zero=False, nice=True), alt.Axis(tickCount=5, labelFlush=False, format=".3~r")
     if share:
-        scale, axis = SHARE, alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], labelFlush=False, format="~g")
+        scale, axis = SHARE, alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], labelFlush=False, format=".2f")
     colour = alt.Color("colour:N", scale=None)
     tip = ["name:N", "text:N"]
     line = (
@@ -112,7 +112,7 @@ def overall(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None
         for line in board.lines
     )
     see = "Means with their 95% intervals; all count higher as better, and models stand in the order of their rank."
-    if top is not None and first.level == "overall":
+    if top is not None and first.level == "overall" and len(board.lines) > 1:
         overlapping = [
             line.label
             for line in board.lines[1:]
@@ -166,7 +166,7 @@ def differences(key: str, board: Board, experts: Mapping[str, str]) -> Figure | 
         f"{key}-differences",
         f"Difference from {board.reference}",
         f"Percentage points on the rows that both models answered, with 95% intervals; right of 0 is better than "
-        f"{board.reference}. After Holm's correction {sure} of these {made} differences cannot be chance."
+        f"{board.reference}. After Holm's correction {sure} of these {made} differences are more than chance explains."
         + caveat(board),
         panels,
         Table(
