@@ -31,7 +31,7 @@ ShardSize = Annotated[str, typer.Option("--shard-size", help="Largest size of an
 Threads = Annotated[
     int | None, typer.Option("--threads", "-j", min=1, help="Lanes that work at once; all cores if not given.")
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or auto.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda (every GPU), cuda:N, several with commas, or auto.")]
 CacheFolder = Annotated[
     str | None,
     typer.Option(
