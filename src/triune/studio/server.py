@@ -140,6 +140,13 @@ class Server:
         """Held by who uses the model in memory."""
         self.closing = threading.Event()
         self.scoring = False
+        self.working: set[threading.Thread] = set()
+
+    def close(self) -> None:
+        """Wait until no thread computes any more: torch does not survive being torn down under one."""
+        self.closing.set()
+        for thread in list(self.working):
+            thread.join()
 
     def app(self) -> Any:
         from starlette.applications import Starlette
@@ -355,9 +362,11 @@ class Server:
                 traceback.print_exc()
                 send("failed", {"error": f"This is a bug in triune: {error!r}. The terminal has the details."})
             finally:
+                self.working.discard(thread)
                 put(None)
 
         thread = threading.Thread(target=run, daemon=True)
+        self.working.add(thread)
         thread.start()
         try:
             while (text := await queue.get()) is not None:
@@ -430,3 +439,4 @@ def serve(studio: Studio, found: socket.socket, host: str) -> None:
         await web.serve(sockets=[found])
 
     asyncio.run(main())
+    server.close()

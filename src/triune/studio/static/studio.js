@@ -142,7 +142,7 @@ function drawMap() {
     $("rays").append(draw("line", {x1: x, y1: y, stroke: colours[i]}));
     $("corners").append(draw("circle", {cx: x, cy: y, r: 7, fill: colours[i]}));
     const name = session.experts[i];
-    const label = draw("text", {x: n === 3 && i ? x + (i === 1 ? 8 : -8) : x, y: y + (n === 3 && !i ? -15 : 28)},
+    const label = draw("text", {x: n === 3 && i ? x + (i === 1 ? 8 : -8) : x, y: y + (n === 3 && !i ? -16 : 34)},
                        name.length > 18 ? `${name.slice(0, 17)}…` : name);
     label.append(draw("title", {}, name));
     $("corners").append(label);
@@ -260,9 +260,9 @@ function answer() {
       const card = cards[version], said = card.querySelector("p");
       if (!(version in first)) { first[version] = [performance.now() - started, seconds]; said.textContent = ""; }
       said.append(text);
-      const rate = tokens > 1 ? `${((tokens - 1) / (seconds - first[version][1])).toFixed(1)} tokens/s, ` : "";
+      const rate = tokens > 1 ? `${((tokens - 1) / (seconds - first[version][1])).toFixed(1)}/s, ` : "";
       const end = finish === "length" ? ", cut" : "";
-      card.querySelector("small").textContent = `${tokens} tokens${end}, ${rate}first after ${(first[version][0] / 1000).toFixed(2)} s`;
+      card.querySelector("small").textContent = `${tokens} tokens${end}, ${rate}first in ${(first[version][0] / 1000).toFixed(2)} s`;
       card.ariaBusy = String(!finish);
     }
   };
