@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
@@ -29,17 +30,22 @@ def test_changes_by_hand() -> None:
 
 
 def test_darker_is_more() -> None:
-    changes = changes_by_layer(NORMS, ["one", "two"])
-    picture = ElementTree.fromstring(draw(changes))
+    picture = ElementTree.fromstring(draw(NORMS, ["one", "two"]))
     cells = [(c.get("fill"), c[0].text) for c in picture.iter(f"{SVG}rect")]
     # Of eight shades: 0.1, 0.05, 0, 0.2, 0.2, 0.1 over the largest, 0.2, are halves, a quarter, nothing, and all.
     assert [SHADES.index(str(fill)) for fill, _ in cells] == [4, 2, 0, 7, 7, 4]
     assert cells[0][1] == "layer 0: 10.00%"
-    assert "Darkest: 20.00%" in str(picture[0].text)
+    assert picture[0].text == "Norm of each layer's change. Darkest: 20.00% of the base."
+
+
+def test_without_a_base_the_norms_themselves() -> None:
+    norms = [replace(n, base=0.0) for n in NORMS]
+    picture = ElementTree.fromstring(draw(norms, ["one", "two"]))
+    assert picture[0].text == "Norm of each layer's change. Darkest: 1."  # hypot(0.6, 0.8)
 
 
 def test_names_cannot_break_it() -> None:
-    picture = ElementTree.fromstring(draw(changes_by_layer(NORMS, ["<b>&", "x" * 40])))
+    picture = ElementTree.fromstring(draw(NORMS, ["<b>&", "x" * 40]))
     assert [t.text for t in picture.iter(f"{SVG}text")][:2] == ["<b>&", "x" * 15 + "…"]
 
 
@@ -47,4 +53,4 @@ def test_names_cannot_break_it() -> None:
     "norms", [[], NORMS[:2], [TensorNorms("layers.0.q", 1, 1, (), 0), TensorNorms("layers.1.q", 1, 1, (), 0)]]
 )
 def test_nothing_to_compare_is_no_figure(norms: list[TensorNorms]) -> None:
-    assert draw(changes_by_layer(norms, ["one"])) == ""
+    assert draw(norms, ["one"]) == ""

@@ -17,8 +17,9 @@ def report(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="report.html, report.md (images beside it), or a folder for images.")
-    ] = Path("report.html"),
+        Path | None,
+        typer.Option("--out", "-o", help="report.html, report.md (images beside it), or a folder for images."),
+    ] = None,
     style: Annotated[
         str | None, typer.Option("--format", help="html, md or png; by the ending of OUT if not given.")
     ] = None,
@@ -36,4 +37,5 @@ def report(
     """
     from triune.reports.report import report as make
 
-    print(make(inputs, out, style=style, title=title, split=split, reference=reference))
+    usual = {"md": "report.md", "png": "report-figures"}.get(style or "", "report.html")
+    print(make(inputs, out or usual, style=style, title=title, split=split, reference=reference))

@@ -248,7 +248,7 @@ def _finish(
         write_beside(plan.beside, out)
     write_recipe(out, plan.recipe.text)
     norms = [TensorNorms(d.tensor, d.merged, d.base, d.deltas, d.merged_delta) for d in results]
-    if figure := strip.draw(strip.changes_by_layer(norms, [m.name for m in plan.experts])):
+    if figure := strip.draw(norms, [m.name for m in plan.experts]):
         write_text(out / strip.NAME, figure)
     checks: Sequence[Check] = ()
     if gate:

@@ -45,18 +45,25 @@ def changes_by_layer(norms: Iterable[TensorNorms], experts: Sequence[str]) -> Ch
     return found
 
 
-def draw(changes: Changes) -> str:
+def has_base(norms: Iterable[TensorNorms]) -> bool:
+    """Whether norms of the base are known: a merge of adapters into an adapter reads no base."""
+    return any(n.base for n in norms)
+
+
+def draw(norms: Sequence[TensorNorms], experts: Sequence[str]) -> str:
     """The strip as SVG: a row for each model, a column for each layer, darker where it changed more.
 
     Returns an empty text where there is nothing to compare: fewer than two layers, or no change.
     """
+    changes = changes_by_layer(norms, experts)
     layers = list(changes[-1][1])
     most = max((v for _, each in changes for v in each.values()), default=0.0)
     if len(layers) < 2 or not most:
         return ""
     step = (WIDTH - LABELS) / len(layers)
     height = len(changes) * (CELL + GAP) + LEGEND
-    title = f"Change of each layer. Darkest: {most:.2%} of the base's norm."
+    form = ".2%" if has_base(norms) else ".3g"
+    title = f"Norm of each layer's change. Darkest: {most:{form}}{' of the base' if has_base(norms) else ''}."
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
         f' role="img" font-family="sans-serif" font-size="12" fill="{INK}">',
@@ -68,7 +75,7 @@ def draw(changes: Changes) -> str:
         for column, layer in enumerate(layers):
             shade = SHADES[min(len(SHADES) - 1, math.floor(len(SHADES) * values[layer] / most))]
             place = f'x="{LABELS + column * step:.1f}" y="{top}" width="{step - 1:.1f}" height="{CELL}"'
-            parts.append(f'<rect {place} fill="{shade}"><title>layer {layer}: {values[layer]:.2%}</title></rect>')
+            parts.append(f'<rect {place} fill="{shade}"><title>layer {layer}: {values[layer]:{form}}</title></rect>')
     below = len(changes) * (CELL + GAP) + 14
     parts.append(f'<text x="{LABELS}" y="{below}">layer {layers[0]}</text>')
     parts.append(f'<text x="{WIDTH}" y="{below}" text-anchor="end">layer {layers[-1]}</text>')

@@ -108,6 +108,8 @@ def read(paths: Sequence[Path]) -> Material:
     Raises:
         UserError: a path is missing, or nothing that a report can show.
     """
+    if not paths:
+        raise UserError(f"There is nothing to report on. Give {ACCEPTED}.")
     found = Material()
     for path in dict.fromkeys(p.resolve() for p in paths):
         if not path.exists():
@@ -187,7 +189,7 @@ def _training(folder: Path, found: Material) -> bool:
         told = {name: _json(p / "triune.training.json") for name, p in records.items()}
         name = f"{folder.parent.name}/train" if folder.name == "train" else folder.name
         found.trainings.append(Training(name, curves, told))
-    elif (begun := (folder / "work" / "lock").exists()) or (folder / "pairs").is_dir():
+    elif begun := (folder / "work" / "lock").exists():
         found.notes.append(f"{folder.name}: no model of this training is finished yet.")
         return begun
     return bool(models)

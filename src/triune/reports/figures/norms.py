@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from triune.output.gate import TensorNorms
-from triune.output.strip import changes_by_layer
+from triune.output.strip import changes_by_layer, has_base
 from triune.reports.colours import KINDS
 from triune.reports.figures.figure import Figure, Panel, Table, chart
 
@@ -24,9 +24,10 @@ def by_layer(key: str, lock: Mapping[str, Any], colours: Mapping[str, str]) -> F
     if not count or len(layers) < 2:
         return None
     names = [name for name, _ in changes]
+    of, form, short = (" over the base's", ".2%", ".2~%") if has_base(told) else ("", ".3g", ".2~g")
     records = [{"layer": at, "model": name, "change": v} for name, each in changes for at, v in each.items()]
     rows = [(at, *(each[at] for _, each in changes)) for at in layers]
-    legend = {n: colours[n] for n in experts} | {"merged": KINDS["merge"]}
+    legend = {n: colours.get(n, KINDS["other"]) for n in experts} | {"merged": KINDS["merge"]}
     scale = alt.Scale(domain=list(legend), range=list(legend.values()))
     dash = alt.StrokeDash(
         "model:N", scale=alt.Scale(domain=list(legend), range=[[1, 0]] * len(experts) + [[6, 3]]), legend=None
@@ -41,10 +42,14 @@ def by_layer(key: str, lock: Mapping[str, Any], colours: Mapping[str, str]) -> F
                 axis=alt.Axis(tickMinStep=1, format="d", grid=False),
                 scale=alt.Scale(nice=False),
             ),
-            y=alt.Y("change:Q", title="norm of the change / base's", axis=alt.Axis(format=".2~%", tickCount=5)),
+            y=alt.Y(
+                "change:Q",
+                title="norm of the change / base's" if of else "norm of the change",
+                axis=alt.Axis(format=short, tickCount=5),
+            ),
             color=alt.Color("model:N", scale=scale, legend=None),
             strokeDash=dash,
-            tooltip=["model:N", "layer:Q", alt.Tooltip("change:Q", format=".3%")],
+            tooltip=["model:N", "layer:Q", alt.Tooltip("change:Q", format=form)],
         )
         .properties(height=220)
     )
@@ -52,10 +57,9 @@ def by_layer(key: str, lock: Mapping[str, Any], colours: Mapping[str, str]) -> F
     return Figure(
         f"{key}-norms",
         "How far the merge moved",
-        f"Norm of each layer's change over the base's. The merged model (dashed) moved most in layer {most[0]}: "
-        f"{most[-1]:.2%}.",
+        f"Norm of each layer's change{of}. The merged model (dashed) moved most in layer {most[0]}: {most[-1]:{form}}.",
         [Panel("", plot)],
-        Table("Norm of the change over the base's", ("layer", *names), tuple(rows)),
+        Table(f"Norm of the change{of}", ("layer", *names), tuple(rows)),
         legend=legend,
     )
 
