@@ -258,7 +258,7 @@ def _answers(path: Path, found: Material) -> bool:
             Asked(str(p["prompt"]), str(p["topic"]), {str(m): _short(str(a)) for m, a in p["answers"].items()})
             for p in tree["prompts"]
         )
-        found.answers.append(Answers(path.stem, tuple(map(str, tree["models"])), prompts))
+        found.answers.append(Answers(path.parent.name or path.stem, tuple(map(str, tree["models"])), prompts))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is a damaged file of answers. Run `triune demo` again.") from None
     return True
