@@ -205,7 +205,7 @@ class Studio:
         }.items():
             if isinstance(value, tuple | list | dict):
                 raise RecipeError(
-                    f"{name} changes along the layers, and the studio has one number for all. Set --set KEY=."
+                    f"{name} changes along the layers, and the studio has one number for all. Write one number."
                 )
         for expert in recipe.experts:
             if other := [k for k in expert.parameters if k != "weight"]:
