@@ -27,6 +27,14 @@ Memory = Annotated[
     str | None,
     typer.Option("--max-memory", help="Limit of working memory, such as 2GB; half of what is free if not given."),
 ]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-device-memory",
+        help="Limit for each GPU, such as 20GB; 80 % of what is free there if not given. A tensor that needs more is "
+        "merged on the CPU.",
+    ),
+]
 ShardSize = Annotated[str, typer.Option("--shard-size", help="Largest size of an output file.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", "-j", min=1, help="Lanes that work at once; all cores if not given.")

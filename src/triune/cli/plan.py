@@ -12,6 +12,7 @@ from triune.cli._options import (
     Base,
     CacheFolder,
     Device,
+    DeviceMemory,
     Experts,
     Memory,
     MethodName,
@@ -43,6 +44,7 @@ def plan(
     threads: Threads = None,
     device: Device = "cpu",
     max_memory: Memory = None,
+    max_device_memory: DeviceMemory = None,
     shard_size: ShardSize = "5GB",
     cache: CacheFolder = None,
     gate: Annotated[
@@ -63,7 +65,7 @@ def plan(
     from rich.console import Console
 
     from triune.cli._show import plan_json, plan_table
-    from triune.engine.budget import default_limit, human, parse_bytes
+    from triune.engine.budget import default_limit, device_limits, human, parse_bytes
     from triune.engine.cores import available_cores, pick_devices
     from triune.engine.costs import calibrate, classes
     from triune.engine.journal import is_finished, refuse_occupied
@@ -74,15 +76,18 @@ def plan(
     if len(given) > 2:
         raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(given)}.")
     file = given.pop(0) if len(given) == 2 or (given and not expert) else None
-    device = pick_devices(device)[0]
     limit = memory_of(max_memory) or default_limit()
+    devices = device_limits(pick_devices(device), memory_of(max_device_memory), limit)
     made = make_plan(
-        recipe_of(file, base, expert, method, setting), memory_limit=limit, shard_bytes=parse_bytes(shard_size)
+        recipe_of(file, base, expert, method, setting),
+        memory_limit=limit,
+        shard_bytes=parse_bytes(shard_size),
+        devices=devices,
     )
     if given and not is_finished(made, Path(given[0])):
         refuse_occupied(Path(given[0]))
         check_disk(made, Path(given[0]))
-    kept = cache_of(made, cache, device) if cache else None
+    kept = cache_of(made, cache, next(iter(devices))) if cache else None
     lanes = threads or available_cores()
     groups = classes(made.jobs)
     rates = calibrate() if time else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Condition
 
@@ -61,6 +61,18 @@ def default_limit() -> int:
     except (OSError, StopIteration):
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(available // 2, 2**28)
+
+
+def device_limits(devices: Sequence[str], given: int | None, limit: int) -> Mapping[str, int]:
+    """Bytes that may be taken of each device: of a GPU what is given, else four fifths of what is free now."""
+    from triune._lazy import torch
+
+    return {d: limit if d == "cpu" else given or torch.cuda.mem_get_info(torch.device(d))[0] * 4 // 5 for d in devices}
+
+
+def fits(devices: Mapping[str, int], need: int) -> bool:
+    """Whether a GPU among the devices has room for so many bytes, or the CPU is one of them, whose limit is another."""
+    return any(device == "cpu" or need <= nbytes for device, nbytes in devices.items())
 
 
 def human(nbytes: float) -> str:

@@ -141,6 +141,20 @@ def memory_of(job: Job) -> int:
     return job.spec.workspace(job.bound, models, job.output.shape) + (models + 6) * block + factors
 
 
+def device_memory_of(job: Job) -> int:
+    """Bytes of a GPU that the job takes there. An estimate from above; not measured on one."""
+    rows, columns = job.output.matrix
+    block, models = block_rows(job, rows, columns) * columns * 4, len(job.experts)
+    if job.route == "blocks":
+        return block * (models * BLOCK_COPIES + 1) + models * STATISTICS
+    if job.route == "factors":
+        return 6 * sum(4 * (s.factors.a.entries + s.factors.b.entries) for s in job.experts if s.factors)
+    if job.route == "dense":
+        assert job.spec.workspace is not None
+        return job.spec.workspace(job.bound, models, job.output.shape)
+    return 0
+
+
 class Inputs:
     """The tensors of one job, ready to be read block by block."""
 

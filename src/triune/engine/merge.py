@@ -15,12 +15,12 @@ from triune.checkpoint.index import read_json
 from triune.checkpoint.remote import is_url
 from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
-from triune.engine.budget import default_limit
+from triune.engine.budget import default_limit, device_limits
 from triune.engine.cache import Cache
 from triune.engine.cores import available_cores, pick_devices
 from triune.engine.executors import Executor, ExecutorFailed
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Done, Job, Sink, run_job, run_scan
+from triune.engine.job import Done, Job, Sink, device_memory_of, run_job, run_scan
 from triune.engine.journal import LOCK, Journal, is_finished
 from triune.engine.lock import file_digest, lock_file
 from triune.engine.plan import Plan, check_disk, make_plan
@@ -64,6 +64,7 @@ def merge(
     threads: int | None = None,
     device: str = "cpu",
     max_memory: int | None = None,
+    max_device_memory: int | None = None,
     shard_bytes: int = DEFAULT_SHARD,
     gate: bool = True,
     listener: Listener = silent,
@@ -80,6 +81,8 @@ def merge(
         threads: lanes that read, compute and write; all cores by default. Never changes a byte of the result.
         device: cpu, cuda (every GPU), cuda:N, several with commas, or auto. What a GPU cannot hold runs on the CPU.
         max_memory: bytes of working memory; half of what is free by default.
+        max_device_memory: bytes of each GPU; four fifths of what is free there by default. A tensor that needs more is
+            merged on the CPU.
         shard_bytes: largest size of an output file.
         gate: check the merged model afterwards; see :attr:`MergeResult.checks`.
         listener: is told about progress.
@@ -94,11 +97,12 @@ def merge(
     out = Path(out)
     limit = max_memory or default_limit()
     job_limit = executor.limit if executor else limit
-    plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes)
+    devices = device_limits(pick_devices(device), max_device_memory, limit)
+    plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes, devices=devices)
     if any(not is_url(file) and not Path(file).exists() for file in plan.files()):
         for model in (*plan.experts, *([plan.base] if plan.base else [])):
             model.ref.fetch()
-        plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes)
+        plan = make_plan(recipe, memory_limit=job_limit, shard_bytes=shard_bytes, devices=devices)
     if is_finished(plan, out):
         shutil.rmtree(out / ".triune", ignore_errors=True)  # killed after the lock, before the last step
         _check_finished(plan, out)
@@ -106,9 +110,8 @@ def merge(
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
     kept = Cache(cache) if cache else None
-    devices = pick_devices(device)
-    device = devices[0]
-    executor = executor or LocalExecutor(threads or available_cores(), limit, *devices)
+    device = next((d for d in devices if d != "cpu"), "cpu")
+    executor = executor or LocalExecutor(threads or available_cores(), limit, devices, device_memory_of)
     try:
         with Journal(out, plan.fingerprint, plan.description) as journal:
             try:

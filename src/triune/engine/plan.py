@@ -9,7 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,8 @@ from triune.checkpoint.remote import is_url
 from triune.checkpoint.remote import version as file_version
 from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, Shard, lay_out
-from triune.engine.budget import human
-from triune.engine.job import Job, Route, memory_of
+from triune.engine.budget import fits, human
+from triune.engine.job import Job, Route, device_memory_of, memory_of
 from triune.engine.models import DTYPES, Model, check_shape, common_dtype, open_base, open_expert, some, tensor_names
 from triune.errors import CheckpointError, RecipeError, UserError
 from triune.methods import Method, find
@@ -45,6 +45,8 @@ class Plan:
     dtype: str
     """Of the floating-point output: bfloat16, float16, float32, or mixed as in the base."""
     shard_bytes: int = DEFAULT_SHARD
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """What is computed on, and how many bytes of each; no byte of the output is planned by it."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -53,6 +55,7 @@ class Plan:
             *self.beside.report,
             *self.beside.warnings,
             *_odd_settings(self.recipe, [j.output.name for j in self.jobs]),
+            *_too_large(self.jobs, self.devices),
         )
 
     @property
@@ -123,13 +126,20 @@ def made_with() -> str:
     return f"triune {__version__} torch {version('torch')}"
 
 
-def make_plan(recipe: Recipe, *, memory_limit: int | None = None, shard_bytes: int = DEFAULT_SHARD) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    memory_limit: int | None = None,
+    shard_bytes: int = DEFAULT_SHARD,
+    devices: Mapping[str, int] | None = None,
+) -> Plan:
     """Check everything and lay the work out.
 
     Args:
         recipe: what the user asked for.
         memory_limit: bytes; a tensor that needs more is refused by name.
         shard_bytes: largest size of an output file.
+        devices: bytes that may be taken of each device, for a note on what goes to the CPU.
 
     Raises:
         UserError: anything in the recipe or the models that would stop the merge later.
@@ -162,7 +172,16 @@ def make_plan(recipe: Recipe, *, memory_limit: int | None = None, shard_bytes: i
     if memory_limit is not None:
         _check_memory(jobs, memory_limit)
     return Plan(
-        recipe, method, base, experts, shards, tuple(jobs), beside, dtype or common_dtype(template), shard_bytes
+        recipe,
+        method,
+        base,
+        experts,
+        shards,
+        tuple(jobs),
+        beside,
+        dtype or common_dtype(template),
+        shard_bytes,
+        devices or {},
     )
 
 
@@ -290,6 +309,18 @@ def _odd_settings(recipe: Recipe, names: Sequence[str]) -> Iterable[str]:
         if plain and all(isinstance(v, int | float) and not isinstance(v, bool) for v in setting):
             numbers = ", ".join(f"{v:g}" for v in setting)
             yield f"{key}: [{numbers}] runs over the layers, first to last. For one value an expert, set it for each expert."
+
+
+def _too_large(jobs: Sequence[Job], devices: Mapping[str, int]) -> Iterable[str]:
+    """What no GPU has room for, where only GPUs are named."""
+    count = sum(not fits(devices, device_memory_of(j)) for j in jobs) if devices else 0
+    if count:
+        which = (
+            "1 tensor is merged on the CPU: it needs"
+            if count == 1
+            else f"{count} tensors are merged on the CPU: they need"
+        )
+        yield f"{which} more than --max-device-memory ({human(max(devices.values()))})."
 
 
 # --- limits -------------------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from typing import Any
 
 from triune.checkpoint.index import open_checkpoint, read_json
 from triune.checkpoint.reader import Files, Reader
-from triune.engine.budget import default_limit
+from triune.engine.budget import default_limit, device_limits
 from triune.engine.cores import available_cores, pick_device
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Done, Job, run_job
+from triune.engine.job import Done, Job, device_memory_of, run_job
 from triune.engine.journal import LOCK
 from triune.engine.lock import file_digest
 from triune.engine.merge import scan_model
@@ -96,7 +96,8 @@ def _plan_again(out: Path, lock: Mapping[str, Any]) -> Plan:
 
 def _recompute(plan: Plan, sample: int | None, threads: int, device: str, listener: Listener) -> list[Done]:
     """Run some of the jobs again, for their digests alone."""
-    executor = LocalExecutor(threads, default_limit(), device)
+    limit = default_limit()
+    executor = LocalExecutor(threads, limit, device_limits([device], None, limit), device_memory_of)
     most = len(plan.jobs) if sample is None else sample
     jobs = list(plan.jobs)[:: max(1, len(plan.jobs) // max(most, 1))][:most]
     results: list[Done] = []

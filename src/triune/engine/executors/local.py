@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import cycle, islice
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from triune._lazy import torch
 from triune.checkpoint.reader import Files
 from triune.engine.allocator import keep_freed_blocks
-from triune.engine.budget import Budget
+from triune.engine.budget import Budget, fits
 from triune.engine.executors import Work
 from triune.engine.job import Lane
 from triune.errors import Interrupted
@@ -23,13 +25,27 @@ class LocalExecutor:
     """Lanes that take jobs in order; while one waits for the disk, the others compute.
 
     Within a lane torch uses a single thread, so the number of lanes never changes a sum's order, nor a byte of the result.
-    Lanes take the devices in turn. What does not fit into a GPU's memory is done on the CPU instead.
+    Lanes take the devices in turn. What no device has room for is done on the CPU, by a lane more and by those that have
+    nothing left to do; so is what a GPU refuses all the same.
+
+    Args:
+        threads: lanes, at least one for each device.
+        limit: bytes of this machine's memory.
+        devices: what lanes compute on, and how many bytes of each they may take; the CPU alone if not given.
+        need: bytes of a GPU that a job takes.
     """
 
-    def __init__(self, threads: int, limit: int, *devices: str) -> None:
-        self.devices = devices or ("cpu",)
+    def __init__(
+        self,
+        threads: int,
+        limit: int,
+        devices: Mapping[str, int] | None = None,
+        need: Callable[[Any], int] = lambda job: job.nbytes,
+    ) -> None:
+        self.devices, self.need = devices or {"cpu": limit}, need
         self.threads, self.limit = max(threads, len(self.devices)), limit
         self.budget = Budget(limit)
+        self.room = {device: Budget(nbytes) for device, nbytes in self.devices.items() if device != "cpu"}
 
     def run(
         self,
@@ -38,25 +54,36 @@ class LocalExecutor:
         done: Callable[[J, R], None] = lambda job, result: None,
     ) -> None:
         """See :class:`triune.engine.executors.Executor`."""
-        queue, turn, stop = iter(jobs), Lock(), Event()
+        waiting, access, turn, stop = list(jobs), Lock(), Lock(), Event()
+        names = list(islice(cycle(self.devices), self.threads))
+        if not all(fits(self.devices, self.need(job)) for job in jobs):
+            names.append("cpu")
+        turns = {device: Lock() for device in (*names, "cpu")}
         results: SimpleQueue[tuple[J, R] | BaseException | None] = SimpleQueue()
+
+        def take(device: str) -> J | None:
+            with access:
+                found = next((i for i, job in enumerate(waiting) if self._may(device, job)), None)
+                return None if found is None else waiting.pop(found)
 
         def lane_main(files: Files, device: str) -> None:
             torch.set_num_threads(1)
-            lane = Lane(files, device)
+            lanes = [Lane(files, name) for name in dict.fromkeys((device, "cpu"))]
             try:
-                while not stop.is_set():
-                    # Only the holder of the turn waits for memory, so a large job is never overtaken for ever.
-                    with turn:
-                        job = next(queue, None)
-                        if job is None:
-                            return
-                        reservation = self.budget.reserve(job.nbytes)
-                        reservation.__enter__()
-                    try:
+                while lanes and not stop.is_set():
+                    lane = lanes[0]
+                    with ExitStack() as held:
+                        # Only the holder of a turn waits for memory, so a large job is never overtaken for ever.
+                        with turns[lane.device]:
+                            job = take(lane.device)
+                            if job is None:
+                                lanes.pop(0)
+                                continue
+                            if lane.device in self.room:
+                                held.enter_context(self.room[lane.device].reserve(self.need(job)))
+                            with turn:
+                                held.enter_context(self.budget.reserve(job.nbytes))
                         results.put((job, _work(work, job, lane)))
-                    finally:
-                        reservation.__exit__(None, None, None)
             except BaseException as error:
                 results.put(error)
             finally:
@@ -66,10 +93,7 @@ class LocalExecutor:
         threads_before = torch.get_num_threads()
         failure: BaseException | None = None
         with Files() as files:
-            lanes = [
-                Thread(target=lane_main, args=(files, self.devices[i % len(self.devices)]), daemon=True)
-                for i in range(self.threads)
-            ]
+            lanes = [Thread(target=lane_main, args=(files, name), daemon=True) for name in names]
             for lane in lanes:
                 lane.start()
             running = len(lanes)
@@ -96,6 +120,11 @@ class LocalExecutor:
         torch.set_num_threads(threads_before)
         if failure is not None:
             raise failure
+
+    def _may(self, device: str, job: Any) -> bool:
+        if device in self.room:
+            return self.need(job) <= self.devices[device]
+        return "cpu" in self.devices or not fits(self.devices, self.need(job))
 
 
 def _work(work: Callable[[J, Lane], R], job: J, lane: Lane) -> R:
