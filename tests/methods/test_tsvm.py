@@ -230,3 +230,14 @@ def test_same_input_same_bytes() -> None:
 def test_it_is_in_the_table() -> None:
     assert find("tsvm") is tsvm
     assert tsvm.summary.startswith("Keep each expert's leading singular triplets")
+
+
+def test_decompositions_that_are_kept_serve_any_weight_and_scaling() -> None:
+    """Merged twice from the same parts, as a page does where a point is dragged: bit for bit what a new merge gives."""
+    deltas = torch.randn(3, 12, 9, generator=torch.Generator().manual_seed(5))
+    view = View("w", shape=(12, 9))
+    assert tsvm.parts is not None
+    parts = tsvm.parts(deltas, view=view, polar_tol=1e-6)
+    for weight, scaling in (((1.0, 0.5, 0.0), 2.0), ((0.2, 0.3, 0.5), 0.7)):
+        merged = parts.merged(weight, scaling, keep=True).dense()
+        assert torch.equal(merged, tsvm(deltas, view=view, weight=weight, scaling=scaling))

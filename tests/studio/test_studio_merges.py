@@ -16,11 +16,10 @@ from triune.checkpoint.swap import swapped
 from triune.engine.merge import merge
 from triune.errors import UserError
 from triune.methods import METHODS, find
-from triune.methods._lowrank import LowRank
 from triune.progress import Advanced
 from triune.recipes import load_recipe, recipe_from_flags
 from triune.studio.generate import answers, encode
-from triune.studio.session import Point, Stopped, Studio, simplex, strength_of, weighted
+from triune.studio.session import Point, Stopped, Studio, simplex, strength_of
 from triune.studio.versions import Resident, Version
 
 POINT = {"shares": [5, 2, 3], "parameters": {}}
@@ -172,16 +171,6 @@ def test_shares_add_up_to_one_and_are_near_what_was_asked(asked: list[float]) ->
     found = simplex(asked)
     assert sum(found) == pytest.approx(1, abs=1e-12)
     assert all(abs(f - a / sum(asked)) < 1.01e-4 for f, a in zip(found, asked, strict=True))
-
-
-def test_parts_with_one_right_factor_are_added_on_the_left() -> None:
-    right = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    one, two = LowRank(torch.tensor([[2.0, 0.0]]), right), LowRank(torch.tensor([[0.0, 3.0]]), right)
-    found = weighted([one, two], [0.5, 2.0])  # (1, 0) + (0, 6)
-    assert found.rank == 2
-    assert found.dense().tolist() == [[1.0, 6.0]]
-    other = LowRank(torch.tensor([[3.0]]), torch.tensor([[0.0, 1.0]]))
-    assert weighted([one, other], [0.5, 2.0]).dense().tolist() == [[1.0, 6.0]]
 
 
 @pytest.mark.parametrize(

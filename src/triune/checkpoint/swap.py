@@ -54,14 +54,14 @@ def swapped(model: torch.nn.Module, base: Checkpoint, version: Path | None, name
                 reader = Reader(files)
                 for parameter, info in changed.items():
                     factors, weight = adapter.deltas[info.name], parameters[parameter]
-                    if (layer := _called(model, parameter)) is not None:
+                    if (layer := linear_layer(model, parameter)) is not None:
                         undo.callback(_beside(layer, weight, factors, reader).remove)
                     else:
                         put(parameter, weight.float() + reader.low_rank(factors).dense().to(weight.device))
         elif version is not None and version != base.folder:
             tensors = open_checkpoint(version, name).tensors
             # Both files may hold what transformers computes anew, such as rotary frequencies in old checkpoints.
-            wanted = {t: i for t, i in tensors.items() if t not in base.tensors or _parameter(parameters, t)}
+            wanted = {t: i for t, i in tensors.items() if t not in base.tensors or parameter_name(parameters, t)}
             places = _places(parameters, base, wanted, name)
             if missing := sorted(set(parameters) - set(places)):
                 raise CheckpointError(f"{name}: it has no tensor {missing[0]}, which {base.reference} has.")
@@ -70,7 +70,7 @@ def swapped(model: torch.nn.Module, base: Checkpoint, version: Path | None, name
         yield
 
 
-def _called(model: torch.nn.Module, parameter: str) -> torch.nn.Module | None:
+def linear_layer(model: torch.nn.Module, parameter: str) -> torch.nn.Module | None:
     """The linear layer that a weight belongs to, if the model calls it. A fused head reads the weight instead."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -92,7 +92,7 @@ def _beside(layer: torch.nn.Module, weight: torch.Tensor, factors: Factors, read
     return layer.register_forward_hook(add)
 
 
-def _parameter(parameters: Mapping[str, torch.Tensor], tensor: str) -> str | None:
+def parameter_name(parameters: Mapping[str, torch.Tensor], tensor: str) -> str | None:
     """What a tensor of a file is called in memory: a class with a head may put a prefix before the name."""
     return next((prefix + tensor for prefix in PREFIXES if prefix + tensor in parameters), None)
 
@@ -103,7 +103,7 @@ def _places(
     """Parameter -> the tensor for it."""
     places: dict[str, TensorInfo] = {}
     for tensor, info in tensors.items():
-        parameter = _parameter(parameters, tensor)
+        parameter = parameter_name(parameters, tensor)
         if parameter is None or tuple(parameters[parameter].shape) != info.shape:
             raise CheckpointError(f"{name}: tensor {tensor} has no counterpart of its shape in {base.reference}.")
         places[parameter] = info

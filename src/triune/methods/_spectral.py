@@ -61,11 +61,13 @@ class Orthogonal:
     shares: tuple[float, ...]
     """Factor of each expert that its own delta decides."""
 
-    def merged(self, weight: Sequence[float], scaling: float) -> LowRank:
-        """``left diag(scaling * weight * share * values) right.T``. Overwrites ``left``: no vector is held twice."""
+    def merged(self, weight: Sequence[float], scaling: float, *, keep: bool = False) -> LowRank:
+        """``left diag(scaling * weight * share * values) right.T``. Overwrites ``left``, so that no vector is held twice,
+        unless told to keep it."""
         each = [w * scaling * share for w, share in zip(weight, self.shares, strict=True)]
         factors = torch.cat([v * c for v, c in zip(torch.split(self.values, list(self.ranks)), each, strict=True)])
-        return LowRank(self.left.mul_(factors.float()), self.right.T)
+        left = self.left.clone() if keep else self.left
+        return LowRank(left.mul_(factors.float()), self.right.T)
 
 
 # --- truncated SVD ------------------------------------------------------------------------------------------------

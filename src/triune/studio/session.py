@@ -18,6 +18,7 @@ from triune._lazy import torch
 from triune.checkpoint.lora import is_adapter
 from triune.checkpoint.reader import torch_dtype
 from triune.engine.budget import default_limit, human
+from triune.engine.cache import FREE
 from triune.engine.cores import available_cores
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Job, Lane, run_job
@@ -37,9 +38,6 @@ MERGED = "merge"
 """What the point's model is called among the versions."""
 MOST = 12
 """Experts that one page shows side by side."""
-SCALED = ("tsvm", "r_tsvm")
-"""Methods whose weights only scale singular values: the delta is the sum of each weight times a delta that knows no weight,
-so the decompositions are found once and not at every point."""
 FINE = 10_000
 """A share of the simplex is a whole number of these: recipes with numbers that people can read."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -153,7 +151,7 @@ class Studio:
         self.start = self._start(recipe)
         self._merge: tuple[str, Merge] | None = None
         self._low: dict[str, list[LowRank | None]] = {}
-        self._parts: tuple[Any, dict[str, list[LowRank]]] = (None, {})
+        self._parts: tuple[Any, dict[str, Any]] = (None, {})
         listener(Finished("load"))
 
     def _load(self, base: Model) -> None:
@@ -335,19 +333,20 @@ class Studio:
         if name not in self._low:
             self._low[name] = [lane.reader.low_rank(s.factors) if s.factors else None for s in job.experts]
         assert job.spec.factors is not None
-        if job.method not in SCALED:
-            merged = job.spec.factors(self._low[name], view=job.view, **job.bound)
-            assert isinstance(merged, LowRank)
-            return merged
-        parts = self._parts[1].get(name)
-        if parts is None:
-            parts = self._parts[1][name] = one_by_one(job, self._low[name])
-        return weighted(parts, [w * job.bound["scaling"] for w in job.bound["weight"]])
+        low, spec = self._low[name], job.spec
+        if spec.parts is None or spec.grain_at(job.bound, job.view) != "tensor":
+            assert spec.factors is not None
+            merged = spec.factors(low, view=job.view, **job.bound)
+        else:
+            if name not in self._parts[1]:
+                self._parts[1][name] = spec.parts(low, view=job.view, **job.bound)
+            merged = self._parts[1][name].merged(job.bound["weight"], job.bound["scaling"], keep=True)
+        assert isinstance(merged, LowRank)
+        return merged
 
     def _forget_parts(self, jobs: Sequence[Job]) -> None:
-        """Decompositions count for one method and one set of its other parameters."""
-        free = ("weight", "scaling")
-        key = [(j.method, sorted((k, v) for k, v in j.bound.items() if k not in free)) for j in jobs[:1]]
+        """Decompositions count for one method and one set of the parameters that they depend on."""
+        key = [(j.method, sorted((k, v) for k, v in j.bound.items() if k not in FREE)) for j in jobs[:1]]
         if self._parts[0] != key:
             self._parts = (key, {})
 
@@ -383,27 +382,6 @@ class Studio:
         if path.exists() or path.is_symlink():
             raise UserError(f"{path} is there already. Choose another name.")
         return path
-
-
-def one_by_one(job: Job, low: Sequence[LowRank | None]) -> list[LowRank]:
-    """The merged delta for a weight of 1 on each expert in turn; the vectors of the others keep their place."""
-    assert job.spec.factors is not None
-    found = []
-    for t in range(len(low)):
-        one = tuple(float(i == t) for i in range(len(low)))
-        part = job.spec.factors(low, view=job.view, **{**job.bound, "weight": one, "scaling": 1.0})
-        assert isinstance(part, LowRank)
-        found.append(part)
-    return found
-
-
-def weighted(parts: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """``sum_t w_t * parts_t``, at no more than the rank of one part where all have the same right factor."""
-    first = parts[0].right
-    if all(p.right.shape == first.shape and torch.equal(p.right, first) for p in parts):
-        return LowRank(torch.stack([p.left * w for p, w in zip(parts, weights, strict=True)]).sum(0), first)
-    left = torch.cat([p.left * w for p, w in zip(parts, weights, strict=True)], 1)
-    return LowRank(left, torch.cat([p.right for p in parts], 0))
 
 
 class _Memory:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from triune._lazy import torch
-from triune.checkpoint.swap import _called, _parameter
+from triune.checkpoint.swap import linear_layer, parameter_name
 from triune.errors import CheckpointError
 from triune.methods._lowrank import LowRank
 
@@ -60,7 +60,7 @@ class Resident:
 
     def parameter(self, tensor: str) -> str:
         """What a tensor of a file is called in memory."""
-        found = _parameter(self.parameters, tensor)
+        found = parameter_name(self.parameters, tensor)
         if found is None:
             raise CheckpointError(f"tensor {tensor} has no counterpart in the model that transformers loads.")
         return found
@@ -68,7 +68,7 @@ class Resident:
     def layer(self, tensor: str) -> nn.Module | None:
         """The linear layer of a weight, with a hook that adds what the group at work has beside it."""
         if tensor not in self.layers:
-            layer = self.layers[tensor] = _called(self.model, self.parameter(tensor))
+            layer = self.layers[tensor] = linear_layer(self.model, self.parameter(tensor))
             if layer is not None:
                 layer.register_forward_hook(self._add)
         return self.layers[tensor]
