@@ -86,6 +86,8 @@ class Done:
     """Frobenius norms."""
     rank: int | None = None
     """Rank of the merged delta where it was found as a product of factors."""
+    device: str = "cpu"
+    """What computed it."""
 
 
 class Sink(Protocol):
@@ -266,12 +268,17 @@ def run_job(
     if not job.output.is_float or (job.route == "copy" and job.output.dtype == "F64"):
         return _copy_bytes(job, lane, sink)  # float32 would lose digits of a tensor that nobody changed
     inputs = Inputs(job, lane)
+    if job.route == "copy":
+        inputs.start_hashing()
+        return _write(job, inputs, sink)
+    return replace(_compute(job, lane, inputs, sink, stats, lora, cache), device=lane.device)
+
+
+def _compute(job: Job, lane: Lane, inputs: Inputs, sink: Sink, stats: Any, lora: bool, cache: Cache | None) -> Done:
     own = stats
     if job.route == "blocks" and stats is None:
         own = _scan_tensor(job, lane, inputs)
     inputs.start_hashing()
-    if job.route == "copy":
-        return _write(job, inputs, sink)
     if job.route == "dense":
         return _run_dense(job, lane, inputs, sink, cache)
     if job.route == "factors":

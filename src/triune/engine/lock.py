@@ -20,13 +20,16 @@ from triune.output.card import licences_of
 from triune.output.gate import Check
 
 
-def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[Check], device: str) -> str:
+def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[Check]) -> str:
     """The text of the lock file. It holds no time and no absolute path."""
     models = [*([(-1, plan.base)] if plan.base else []), *enumerate(plan.experts)]
     shards = {s.name for s in plan.shards}
     files = (p for p in out.rglob("*") if p.is_file() and p.name not in shards and ".triune" not in p.parts)
     beside = sorted(p.relative_to(out).as_posix() for p in files)
     start = plan.recipe.folder or Path()
+    copied = {j.output.name for j in plan.jobs if j.route == "copy"}
+    on_cpu = [d.tensor for d in results if d.device == "cpu" and d.tensor not in copied]
+    on_gpu = any(d.device != "cpu" for d in results)
     content: dict[str, Any] = {
         "triune": __version__,
         "fingerprint": plan.fingerprint,
@@ -37,7 +40,8 @@ def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[C
         "seed": plan.recipe.seed,
         "output": plan.recipe.output,
         "dtype": plan.dtype,
-        "device": device.split(":")[0],
+        "device": "cuda" if on_gpu else "cpu",
+        **({"on_cpu": on_cpu} if on_gpu and on_cpu else {}),
         "shard_bytes": plan.shard_bytes,
         "recipe_folder": os.path.relpath(start.resolve(), out.resolve()),
         "working_folder": os.path.relpath(Path().resolve(), out.resolve()),

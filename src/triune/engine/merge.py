@@ -277,7 +277,7 @@ def _finish(
         figure=figure and strip.NAME,
     )
     # The lock comes last: a folder that has one is finished.
-    write_text(out / LOCK, lock_file(plan, out, results, checks, device))
+    write_text(out / LOCK, lock_file(plan, out, results, checks))
     journal.finish()
     ranks = {d.tensor: d.rank for d in results if d.rank is not None} or None
     return MergeResult(out, plan, tuple(checks), resumed, ranks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,10 @@ from triune.engine.sinks import NullSink
 from triune.errors import UserError
 from triune.progress import Listener, silent
 from triune.recipes import parse_recipe
+
+ROUNDING = (
+    "A GPU merged it: another kind of GPU or driver, or the CPU where the GPU has no room now, may round differently."
+)
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,12 @@ def verify(
     recomputed, note = 0, ""
     try:
         plan, device = _plan_again(out, lock), pick_device(lock.get("device", "cpu"))
-        results = _recompute(plan, sample, threads or available_cores(), device, listener)
+        on_cpu = lock.get("on_cpu", [])
+        results = _recompute(plan, sample, threads or available_cores(), device, on_cpu, listener)
         for result in sorted(results, key=lambda r: r.tensor):
             if lock["tensors"].get(result.tensor) != result.digest:
-                problems.append(f"{result.tensor}: recomputing it from the inputs gives other bytes.")
+                rounding = "" if device == "cpu" or result.tensor in on_cpu else f" {ROUNDING}"
+                problems.append(f"{result.tensor}: recomputing it from the inputs gives other bytes.{rounding}")
         recomputed = len(results)
     except (UserError, OSError) as error:
         note = f"Nothing was recomputed from the inputs: {error}"
@@ -94,8 +100,10 @@ def _plan_again(out: Path, lock: Mapping[str, Any]) -> Plan:
         return make_plan(recipe, shard_bytes=lock["shard_bytes"])
 
 
-def _recompute(plan: Plan, sample: int | None, threads: int, device: str, listener: Listener) -> list[Done]:
-    """Run some of the jobs again, for their digests alone."""
+def _recompute(
+    plan: Plan, sample: int | None, threads: int, device: str, on_cpu: Collection[str], listener: Listener
+) -> list[Done]:
+    """Run some of the jobs again where they ran, for their digests alone."""
     limit = default_limit()
     executor = LocalExecutor(threads, limit, device_limits([device], None, limit), device_memory_of)
     most = len(plan.jobs) if sample is None else sample
@@ -106,7 +114,8 @@ def _recompute(plan: Plan, sample: int | None, threads: int, device: str, listen
     def done(job: Job, result: Done) -> None:
         results.append(result)
 
-    executor.run(jobs, work, done)
+    executor.run([j for j in jobs if j.output.name not in on_cpu], work, done)
+    LocalExecutor(threads, limit).run([j for j in jobs if j.output.name in on_cpu], work, done)
     return results
 
 
