@@ -118,10 +118,12 @@ def recipe_of(models: Models, method: str, settings: Sequence[str] = ()) -> Reci
     return recipe_from_flags(base=str(models.root / "base"), experts=experts, method=method, settings=[*settings])
 
 
-def test_a_gpu_needs_no_more_than_the_job_declares(case: Case, models: Models, flags_of: Any) -> None:
+def test_a_gpu_has_room_for_the_stacks_at_least(case: Case, models: Models, flags_of: Any) -> None:
     for job in make_plan(recipe_of(models, case.method, flags_of(case)[3::2])).jobs:
         assert (device_memory_of(job) > 0) == (job.route != "copy")
-        assert device_memory_of(job) <= job.nbytes
+        if job.route in ("blocks", "dense"):
+            stack = 4 * len(job.experts) * job.output.entries  # a toy's tensors are single blocks
+            assert device_memory_of(job) >= (2 * stack if job.route == "blocks" else stack)
 
 
 def test_the_plan_tells_what_goes_to_the_cpu(models: Models) -> None:

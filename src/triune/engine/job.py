@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from triune._lazy import torch
@@ -14,6 +14,7 @@ from triune.checkpoint.index import TensorInfo
 from triune.checkpoint.reader import Files, Reader, torch_dtype
 from triune.checkpoint.source import Source
 from triune.engine.cache import Kept
+from triune.engine.transfer import CudaStreams, Slot, overlapped, pinned_slots
 from triune.errors import CheckpointError
 from triune.methods import Method, find
 from triune.methods._lowrank import LowRank
@@ -148,7 +149,7 @@ def device_memory_of(job: Job) -> int:
     rows, columns = job.output.matrix
     block, models = block_rows(job, rows, columns) * columns * 4, len(job.experts)
     if job.route == "blocks":
-        return block * (models * BLOCK_COPIES + 1) + models * STATISTICS
+        return block * (models * (BLOCK_COPIES + 1) + 1) + models * STATISTICS  # one stack more is on its way
     if job.route == "factors":
         return 6 * sum(4 * (s.factors.a.entries + s.factors.b.entries) for s in job.experts if s.factors)
     if job.route == "dense":
@@ -219,6 +220,11 @@ class Inputs:
                 stack -= base
         return base, stack
 
+    def into(self, slot: Slot, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same in a slot's buffers."""
+        self._base, self._stack = slot.base, slot.stack
+        return self.block(first, last)
+
     def _fill_missing(self, first: int, last: int, base: torch.Tensor, stack: torch.Tensor) -> None:
         """Rows of tokens that a model does not have: the base gets the mean of those that do, an expert the base's."""
 
@@ -244,9 +250,24 @@ class Inputs:
 def run_scan(job: Job, lane: Lane, scan: Scan, turn: int, inputs: Inputs | None = None) -> Scan:
     """Show every block of one tensor to a scan, once."""
     inputs = inputs or Inputs(job, lane)
-    for first, last in blocks(job):
-        scan.see(turn, inputs.block(first, last)[1].to(lane.device), inputs.view(first))
+    for _, _, see in _steps(job, lane, inputs, lambda stack, first: scan.see(turn, stack, inputs.view(first))):
+        see()
     return scan
+
+
+def _steps(
+    job: Job, lane: Lane, inputs: Inputs, compute: Callable[[torch.Tensor, int], Any]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, Callable[[], Any]]]:
+    """For each block its base, its stack, and what calls ``compute`` on the stack, or fetches what a GPU made of it."""
+    if lane.device == "cpu":
+        for first, last in blocks(job):
+            base, stack = inputs.block(first, last)
+            yield base, stack, partial(compute, stack, first)
+        return
+    rows, columns = job.output.matrix
+    slots = pinned_slots(len(job.experts), block_rows(job, rows, columns), columns, lane.device)
+    for base, stack, result in overlapped(blocks(job), slots, CudaStreams(lane.device), inputs.into, compute):
+        yield base, stack, result.contiguous  # which it is: the result itself
 
 
 def run_job(
@@ -291,10 +312,10 @@ def _compute(job: Job, lane: Lane, inputs: Inputs, sink: Sink, stats: Any, lora:
         return replace(_write(job, inputs, sink, delta.rows), deltas=norms, rank=delta.rank)
     keywords = {} if own is None else {"stats": own}
 
-    def merge(stack: torch.Tensor, first: int) -> torch.Tensor:
-        return job.spec.function(stack.to(lane.device), view=inputs.view(first), **keywords, **job.bound).cpu()
+    def merge(stack: torch.Tensor, first: int) -> Any:
+        return job.spec.function(stack, view=inputs.view(first), **keywords, **job.bound)
 
-    return _merge_blocks(job, inputs, sink, merge)
+    return _merge_blocks(job, inputs, sink, _steps(job, lane, inputs, merge))
 
 
 def _scan_tensor(job: Job, lane: Lane, inputs: Inputs) -> Any:
@@ -357,17 +378,21 @@ def _write(job: Job, inputs: Inputs, sink: Sink, delta_rows: Callable[[int, int]
     return out.done(inputs)
 
 
-def _merge_blocks(job: Job, inputs: Inputs, sink: Sink, merge: Callable[[torch.Tensor, int], torch.Tensor]) -> Done:
+def _merge_blocks(
+    job: Job,
+    inputs: Inputs,
+    sink: Sink,
+    steps: Iterable[tuple[torch.Tensor, torch.Tensor, Callable[[], torch.Tensor]]],
+) -> Done:
     """Merge block by block: read the stack, merge it, write the result."""
     out = _Output(job, sink)
-    for first, last in blocks(job):
-        base, stack = inputs.block(first, last)
+    for base, stack, merge in steps:
         if job.spec.takes == "deltas":
             out.inputs(base, stack)
-            delta = merge(stack, first)
+            delta = merge()
             out.block(base, delta, base + delta)
         else:
-            merged = merge(stack, first)
+            merged = merge()
             origin = base if job.base else stack[0].clone()
             out.inputs(origin, stack.sub_(origin))
             out.block(origin, merged - origin, merged)
