@@ -13,7 +13,7 @@ from benchmarks.cases import CASES, Case
 from benchmarks.floor import pass_through
 from benchmarks.models import SIZES, make_models
 from benchmarks.process import Cost, measure
-from benchmarks.report import report
+from benchmarks.report import aims, report
 from benchmarks.results import HEADER, Measured, Run, load, row, save, table
 from benchmarks.run import run_case
 
@@ -154,6 +154,15 @@ def test_the_report_names_machine_load_and_what_did_not_run(measured: Measured) 
     assert "CPU some; ext4; 2026-01-31" in text
     assert "load average before the runs 0.5 to 0.5" in text
     assert "ties: mergekit did not run: no network" in text
+
+
+def test_each_aim_stands_beside_what_was_measured(measured: Measured) -> None:
+    """30 / 4 = 7.5 misses 8; 4 / 2 = 2 meets 2. Without the other program there is nothing to say."""
+    lines = aims([measured]).splitlines()
+    assert lines[2] == "| ties | 8x as fast as mergekit | 7.5x | **missed** |"
+    assert lines[3] == "| ties | within 2x of the floor | 2x | met |"
+    measured.runs = runs("triune", 1, peak=1)
+    assert aims([measured]).splitlines()[2] == "| ties | 8x as fast as mergekit | not measured | |"
 
 
 def test_columns_line_up(measured: Measured) -> None:
