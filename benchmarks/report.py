@@ -64,7 +64,8 @@ def _aim(case: str, aim: str, above: float | None, below: float | None, wanted: 
     if above is None or below is None:
         return f"| {case} | {aim} | not measured | |"
     found = above / below
-    return f"| {case} | {aim} | {found:.2g}x | {'met' if (found >= wanted) == least else '**missed**'} |"
+    met = found >= wanted if least else found <= wanted
+    return f"| {case} | {aim} | {found:.2g}x | {'met' if met else '**missed**'} |"
 
 
 def report(measured: Sequence[Measured]) -> str:
