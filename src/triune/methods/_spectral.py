@@ -29,6 +29,9 @@ MOST_ROUNDS = 10
 """Of the search for outliers."""
 ROUNDING = 1e-5
 """Float32 experts cannot tell directions apart at a smaller angle: ``polar_tol`` acts like this where it is below."""
+STEPS = 14
+"""Of Newton and Schulz. Each lifts a small singular value by half of itself at most, so a stack whose largest is about a
+hundred times its smallest is done then."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,11 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
     """The matrix with orthonormal columns nearest to ``a``, in place: ``a (a.T a)^(-1/2)``.
 
     Directions with a singular value below ``tolerance`` times the largest are dropped, which leaves a partial isometry.
+    On a GPU, where products are fast and eigendecompositions are not, by :func:`newton_schulz` where that is enough.
     """
+    # What 14 steps have brought to one was more than 1.5^-14 of the largest before: nothing is to be dropped.
+    if a.is_cuda and tolerance < 1.5**-STEPS and (found := newton_schulz(a)) is not None:
+        return a.copy_(found)
     squares, vectors = torch.linalg.eigh(gram(a))
     keep = squares > max(tolerance, ROUNDING) ** 2 * squares[-1]
     half = vectors[:, keep] * squares[keep] ** -0.25
@@ -167,6 +174,38 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
     inverse_root = (half @ half.T).float()
     del half
     return times(a, inverse_root, a)
+
+
+def newton_schulz(a: torch.Tensor) -> torch.Tensor | None:
+    """The polar factor of ``a`` by matrix products alone, or None where the steps do not get there: ``a`` has a singular
+    value below about a hundredth of its largest, as experts have that are nearly the same.
+
+    Steps ``x (3 - x.T x) / 2`` in float32 bring the singular values to one. That they are there is checked in float64, whose
+    product serves a last step, which squares the error left. Within 1e-5 of :func:`polar`'s other way (see the tests).
+
+    >>> newton_schulz(torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
+    tensor([[1., 0.],
+            [0., 1.],
+            [0., 0.]])
+    >>> newton_schulz(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))  # no second direction
+    """
+    x = a / torch.linalg.matrix_norm(a)
+    # The Frobenius norm of (x.T x)^4 bounds that of its largest eigenvalue from above: by 1.7 at most for 4096 columns.
+    fourth = torch.linalg.matrix_power(x.T @ x, 4)
+    x /= torch.linalg.matrix_norm(fourth) ** 0.125
+    del fourth
+    for _ in range(STEPS):
+        step = (x.T @ x).mul_(-0.5)
+        step.diagonal().add_(1.5)
+        x = x @ step
+    rest = gram(x).tril_()
+    rest += rest.tril(-1).T
+    rest.diagonal().sub_(1.0)
+    if not torch.linalg.matrix_norm(rest) < 1e-3:  # nor where it is no number
+        return None
+    step = rest.mul_(-0.5).float()
+    step.diagonal().add_(1.0)
+    return times(x, step, x)
 
 
 def orthogonalise(
