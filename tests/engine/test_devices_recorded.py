@@ -17,6 +17,7 @@ import triune as api
 from triune.engine import verify as verifying
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Done, Job, Lane
+from triune.errors import UserError
 
 if TYPE_CHECKING:
     from conftest import Models
@@ -89,6 +90,13 @@ def test_each_tensor_is_made_again_where_it_was(merged: Path, monkeypatch: pytes
     told = [p for p in api.verify(merged, sample=None).problems if "recomputing" in p]
     assert sum(p.endswith(verifying.ROUNDING) for p in told) == 1
     assert sum(p.startswith(FELL_BACK) and p.endswith("other bytes.") for p in told) == 1
+
+
+def test_a_damaged_list_is_refused(merged: Path) -> None:
+    lock = json.loads((merged / "triune.lock.json").read_text())
+    (merged / "triune.lock.json").write_text(json.dumps({**lock, "on_cpu": 1}))
+    with pytest.raises(UserError, match="is damaged"):
+        api.verify(merged)
 
 
 def test_without_that_device_nothing_is_made_again(merged: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Condition
 
+from triune._lazy import torch
 from triune.errors import UserError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -65,8 +66,6 @@ def default_limit() -> int:
 
 def device_limits(devices: Sequence[str], given: int | None, limit: int) -> Mapping[str, int]:
     """Bytes that may be taken of each device: of a GPU what is given, else four fifths of what is free now."""
-    from triune._lazy import torch
-
     return {d: limit if d == "cpu" else given or torch.cuda.mem_get_info(torch.device(d))[0] * 4 // 5 for d in devices}
 
 

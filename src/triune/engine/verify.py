@@ -62,7 +62,8 @@ def verify(
         raise UserError(f"{out} has no {LOCK}, so there is nothing to compare it with. Only finished merges have one.")
     lock = read_json(out / LOCK)
     wanted = {"files": dict, "tensors": dict, "output": str, "shard_bytes": int, "recipe_folder": str}
-    if not all(isinstance(lock.get(key), kind) for key, kind in wanted.items()):
+    on_cpu = lock.get("on_cpu", [])
+    if not all(isinstance(lock.get(key), kind) for key, kind in wanted.items()) or not isinstance(on_cpu, list):
         raise UserError(f"{out / LOCK} is damaged, so there is nothing to compare the folder with. Merge it again.")
     problems = []
     for name, digest in lock["files"].items():
@@ -74,7 +75,6 @@ def verify(
     recomputed, note = 0, ""
     try:
         plan, device = _plan_again(out, lock), pick_device(lock.get("device", "cpu"))
-        on_cpu = lock.get("on_cpu", [])
         results = _recompute(plan, sample, threads or available_cores(), device, on_cpu, listener)
         for result in sorted(results, key=lambda r: r.tensor):
             if lock["tensors"].get(result.tensor) != result.digest:
