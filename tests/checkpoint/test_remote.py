@@ -168,8 +168,8 @@ class Ranged(Plain):
 
 
 @pytest.fixture
-def served(models: Models, request: pytest.FixtureRequest) -> Iterator[str]:
-    handler = functools.partial(request.param, directory=str(models.root))
+def served(own_models: Models, request: pytest.FixtureRequest) -> Iterator[str]:
+    handler = functools.partial(request.param, directory=str(own_models.root))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -188,6 +188,19 @@ def test_from_a_web_server(served: str, models: Models, triune: Run, contents: A
         told = triune("merge", *flags, tmp_path / name)
         assert told.code == 0, told.err
     assert weights(tmp_path / "remote", contents) == weights(tmp_path / "local", contents)
+
+
+@pytest.mark.parametrize("served", [Ranged], indirect=True)
+def test_a_change_on_a_web_server(served: str, own_models: Models) -> None:
+    """Whose list of files says nothing but names."""
+    before = resolve_reference(f"{served}/base")
+    assert resolve_reference(f"{served}/base") == before
+    config = own_models.root / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"note": "new"}))
+    after = resolve_reference(f"{served}/base")
+    assert after.folder is not None
+    assert after.folder != before.folder
+    assert json.loads((after.folder / "config.json").read_text())["note"] == "new"
 
 
 @pytest.mark.parametrize("served", [Plain], indirect=True)
@@ -222,6 +235,15 @@ def test_cut_off_meanwhile(models: Models, memory: Any, tmp_path: Path) -> None:
     memory.pipe_file("/toy/base/model.safetensors", whole[:-100])
     with pytest.raises(CheckpointError, match=r"memory://toy/base/model.safetensors: tensor .* but the file has"):
         make_plan(recipe(models, "memory://toy"))
+
+
+@pytest.mark.parametrize("name", ["../../escaped.safetensors", "/tmp/escaped.safetensors", "a/b.safetensors"])
+def test_weights_elsewhere_are_refused(name: str, models: Models, memory: Any) -> None:
+    """What is fetched is written under the name that the index says."""
+    index = {"weight_map": {"model.norm.weight": name}}
+    memory.pipe_file("/toy/base/model.safetensors.index.json", json.dumps(index).encode())
+    with pytest.raises(CheckpointError, match="which is not beside it"):
+        resolve_reference("memory://toy/base").fetch()
 
 
 def test_a_file_url(models: Models, contents: Any, tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ def _weight_names(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return ["model.safetensors"]
-    return sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
+    names = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
+    if away := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{index} names {away[0]}, which is not beside it. Do not use this model.")
+    return names
 
 
 def _snapshot(text: str, repository: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -38,7 +38,7 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def fetch_small(url: str, patterns: Iterable[str], cache: Path) -> Path:
+def fetch_small(url: str, patterns: Sequence[str], cache: Path) -> Path:
     """The files of these patterns in a folder of the cache, whose name tells what the remote folder holds now.
 
     Raises:
@@ -49,7 +49,10 @@ def fetch_small(url: str, patterns: Iterable[str], cache: Path) -> Path:
         files = {f["name"].rpartition("/")[2]: f for f in system.ls(root, detail=True) if f["type"] == "file"}
         if not files:
             raise FileNotFoundError(url)
-        key = hashlib.sha256(f"{url} {[_facts(f) for _, f in sorted(files.items())]}".encode()).hexdigest()[:32]
+        # Not what the list says: that of a web server has names alone.
+        wanted = sorted(n for n in files if any(fnmatch(n, p) for p in (*patterns, "*.safetensors")))
+        facts = [_facts(system.info(files[name]["name"])) for name in wanted]
+        key = hashlib.sha256(f"{url} {facts}".encode()).hexdigest()[:32]
         folder = cache / "remote" / key / (url.rstrip("/").rpartition("/")[2] or "model")
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,8 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _facts(info: dict[str, Any]) -> str:
-    return str(sorted((str(key), str(value)) for key, value in info.items()))
+    # Without the address that a web server has sent us on to, which may be signed anew each time.
+    return str(sorted((str(key), str(value)) for key, value in info.items() if key != "url"))
 
 
 @contextmanager
