@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -42,6 +43,12 @@ def test_without_a_base_the_norms_themselves() -> None:
     norms = [replace(n, base=0.0) for n in NORMS]
     picture = ElementTree.fromstring(draw(norms, ["one", "two"]))
     assert picture[0].text == "Norm of each layer's change. Darkest: 1."  # hypot(0.6, 0.8)
+
+
+def test_a_norm_that_overflowed_is_left_out() -> None:
+    huge = TensorNorms("model.layers.1.k.weight", 1.0, 1.0, (math.inf, 0.0), 1.0)
+    assert changes_by_layer([*NORMS, huge], ["one"]) == changes_by_layer(NORMS, ["one"])
+    assert draw([*NORMS, huge], ["one"]) == draw(NORMS, ["one"])
 
 
 def test_names_cannot_break_it() -> None:

@@ -15,8 +15,12 @@ import toy_records
 import triune
 from toy_records import HOSTILE
 from triune.errors import UserError
+from triune.evals import store
 from triune.evals.leaderboard import leaderboard
+from triune.reports.colours import KINDS, of_experts
+from triune.reports.figures.figure import Figure
 from triune.reports.inputs import read
+from triune.reports.sections import sections_of
 
 if TYPE_CHECKING:
     from conftest import Models, Run
@@ -168,6 +172,41 @@ def test_it_is_the_same_each_time(everything: list[Path], tmp_path: Path) -> Non
 
 
 # --- inputs, whole or not -----------------------------------------------------------------------------------------
+
+
+def test_a_training_that_diverged_has_a_gap(everything: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(next(p for p in everything if p.name == "train"), tmp_path / "train")
+    lines = '{"step": 1, "loss": 0.7}\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": Infinity}\n'
+    (tmp_path / "train" / "mix" / "training.jsonl").write_text(lines)
+    shown = Page(triune.report([tmp_path / "train"], tmp_path / "r.html").read_text())
+    drawn = json.loads(shown.scripts[0])["specs"]["training-1-curves-0"]["layer"][0]["data"]["values"]
+    assert [r["value"] for r in drawn if r["model"] == "mix"] == [0.7, None, None]
+    assert "0.7 → inf" in shown.text
+
+
+def test_models_that_get_nothing_right_have_a_radar(tmp_path: Path) -> None:
+    found = [toy_records._one(b, m, 0, "report") for b in toy_records.ROWS for m in toy_records.MODELS]
+    store.add(tmp_path / "zero.db", found)
+    shown = Page(triune.report([tmp_path / "zero.db"], tmp_path / "r.html").read_text())
+    assert "results-1-radar" in {f["id"] for f in shown.all("figure")}
+
+
+def test_an_expert_that_is_the_base_has_no_empty_figure(models: Models, tmp_path: Path) -> None:
+    same = shutil.copytree(models.root / "base", tmp_path / "same")
+    recipe = triune.recipe_from_flags(base=str(models.root / "base"), experts=[str(same)])
+    triune.diagnose(recipe, tmp_path / "d.jsonl", effects=[])
+    (section, *_) = sections_of(read([tmp_path / "d.jsonl"]))
+    assert all(b.panels for b in section.blocks if isinstance(b, Figure))
+    assert triune.report([tmp_path / "d.jsonl"], tmp_path / "images", style="png").is_dir()
+
+
+def test_experts_keep_their_colours_without_a_base(models: Models, tmp_path: Path) -> None:
+    experts = [f"{name}={models.root / name}" for name in models.names]
+    recipe = triune.recipe_from_flags(base=None, experts=experts, method="linear")
+    triune.merge(recipe, tmp_path / "out", gate=False)
+    (section,) = sections_of(read([tmp_path / "out"]))
+    (figure,) = (b for b in section.blocks if isinstance(b, Figure))
+    assert figure.legend == of_experts(models.names) | {"merged": KINDS["merge"]}
 
 
 def test_a_merged_folder_alone(everything: list[Path], tmp_path: Path) -> None:

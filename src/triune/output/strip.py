@@ -28,13 +28,15 @@ Changes = list[tuple[str, dict[int, float]]]
 
 
 def changes_by_layer(norms: Iterable[TensorNorms], experts: Sequence[str]) -> Changes:
-    """The change of each layer by each expert, and last by the merge; tensors outside of layers are left out.
+    """The change of each layer by each expert, and last by the merge; tensors outside of layers are left out, and those
+    with a norm that overflowed.
 
     Norms of tensors add up as the sides of a right angle; where the base's is not known, changes are left as they are.
     """
     layers: dict[int, list[TensorNorms]] = {}
     for n in norms:
-        if (number := re.search(r"\.(\d+)\.", n.name)) and math.isfinite(n.merged):
+        known = all(map(math.isfinite, (n.merged, n.base, n.merged_delta, *n.deltas)))
+        if known and (number := re.search(r"\.(\d+)\.", n.name)):
             layers.setdefault(int(number[1]), []).append(n)
     found: Changes = [(name, {}) for name in (*experts, "merged")]
     for layer, members in sorted(layers.items()):

@@ -87,7 +87,7 @@ def sections_of(found: Material, *, split: str | None = None, reference: str | N
 def _experts(found: Material) -> Iterator[str]:
     """Names that have a colour of their own, in the order in which they appear."""
     for merged in found.merges:
-        yield from (str(m["name"]) for m in merged.lock.get("models", [])[1:])
+        yield from (str(m["name"]) for m in merged.lock.get("models", []) if m["name"] != "base")
     for _, diagnosis in found.diagnoses:
         yield from diagnosis.header.experts
     for store in found.stores:

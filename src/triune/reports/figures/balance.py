@@ -53,7 +53,7 @@ def radar(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None:
         "the best merge and mixture": [line for line in lines if line.model.kind in ("merge", "mixture")],
         "others": [line for line in lines if line.model.kind == "other"],
     }
-    top = 10 * math.ceil(10 * max(line.cells[h].found.value for line in lines for h in HS))
+    top = 10 * max(1, math.ceil(10 * max(line.cells[h].found.value for line in lines for h in HS)))
     there = {name: group for name, group in groups.items() if group} or {"": []}
     panels = [Panel(name, _radar([*base, *group], top, experts), True) for name, group in there.items()]
     low = {line.label: line.balance for line in lines}

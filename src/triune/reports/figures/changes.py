@@ -82,6 +82,8 @@ def by_layer(key: str, found: Diagnosis) -> Figure | None:
                 Panel(title, heat(known, "layer", "expert", "value", rows=names, columns=list(layers), form=form))
             )
             table += [(title, n, *(values[n, at] for at in layers)) for n in names]
+    if not panels:
+        return None
     mean = {n: found.mean(found.tensors, t, "relative") or 0.0 for t, n in enumerate(names)}
     most, least = max(mean, key=lambda n: mean[n]), min(mean, key=lambda n: mean[n])
     see = f"{most} changed the base most ({mean[most]:.3%} of its norm) and {least} least ({mean[least]:.3%})."

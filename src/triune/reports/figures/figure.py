@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,10 @@ def number(cell: Cell) -> str:
 
 
 def chart(data: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
-    """An altair chart of records."""
+    """An altair chart of records. What is no number, as the loss of a training that diverged, leaves a gap."""
     import altair as alt
 
-    return alt.Chart(alt.Data(values=list(data)), **settings)
+    def drawn(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return alt.Chart(alt.Data(values=[{k: drawn(v) for k, v in record.items()} for record in data]), **settings)
