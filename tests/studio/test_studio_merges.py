@@ -216,6 +216,21 @@ def test_the_recipe_and_the_command_say_the_same(adapters: Studio, toys: Any) ->
     assert "seed: 4" in text
 
 
+def test_folders_without_a_label_need_none(toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed is no reference any more when the recipe is read elsewhere."""
+    monkeypatch.chdir(toys.root)
+    studio = Studio(
+        recipe_from_flags(base="base", experts=["adapters/helpful", "./adapters/honest"], method="tsvm"),
+        tmp_path / "kept",
+    )
+    point = studio.point({"method": "task_arithmetic", "shares": [3, 1], "strength": 2.0})
+    monkeypatch.chdir(tmp_path)
+    kept = load_recipe(studio.save(point, "mine"))
+    assert [e.reference for e in kept.experts] == [str(toys.root / "adapters" / n) for n in ("helpful", "honest")]
+    assert [e.parameters["weight"] for e in kept.experts] == [1.5, 0.5]
+    assert "-e adapters-helpful=" in studio.command(point, "out/")
+
+
 def test_rows_that_do_not_stay_rows_are_computed_one_version_at_a_time(adapters: Studio) -> None:
     assert adapters.resident.lockstep
 

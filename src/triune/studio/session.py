@@ -32,6 +32,7 @@ from triune.methods._spec import Parameter
 from triune.output.atomic import write_text
 from triune.progress import Advanced, Finished, Listener, Started, silent
 from triune.recipes import Recipe, recipe_from_flags
+from triune.recipes.schema import LABEL
 from triune.studio.versions import Resident, Version
 
 MERGED = "merge"
@@ -138,6 +139,8 @@ class Studio:
         self.base = _absolute(recipe.base, recipe.folder)
         self.references = [_absolute(e.reference, recipe.folder) for e in recipe.experts]
         self.names = [e.name for e in recipe.experts]
+        self.labels = [_label(n, r) for n, r in zip(self.names, self.references, strict=True)]
+        """What the experts are called in what is kept."""
         self.kept = _kept(recipe)
         listener(Started("load", 0))
         plan = make_plan(recipe)
@@ -258,7 +261,7 @@ class Studio:
         method = find(point.method)
         usual = {p.name: p.default for p in method.parameters}
         weights = self._weights(method, point).get("weight", ())
-        found = [f"weight.{name}={w:g}" for name, w in zip(self.names, weights, strict=False)]
+        found = [f"weight.{label}={w:g}" for label, w in zip(self.labels, weights, strict=False)]
         for name, value in point.parameters.items():
             if name == "seed":
                 continue
@@ -272,21 +275,23 @@ class Studio:
 
     def recipe(self, point: Point) -> Recipe:
         """The recipe that ``triune merge`` makes the same model of."""
-        experts = [
-            r if n == r or not re.fullmatch(r"[A-Za-z0-9_-]+", n) else f"{n}={r}"
-            for n, r in zip(self.names, self.references, strict=True)
-        ]
-        return recipe_from_flags(base=self.base, experts=experts, method=point.method, settings=self.settings(point))
+        return recipe_from_flags(
+            base=self.base, experts=self._experts(), method=point.method, settings=self.settings(point)
+        )
 
     def command(self, point: Point, out: str) -> str:
         """The same as a command line, to copy."""
         words = ["triune", "merge", "--base", self.base]
-        for name, reference in zip(self.names, self.references, strict=True):
-            words += ["-e", reference if name == reference else f"{name}={reference}"]
+        for expert in self._experts():
+            words += ["-e", expert]
         words += ["-m", point.method]
         for setting in self.settings(point):
             words += ["--set", setting]
         return shlex.join([*words, out])
+
+    def _experts(self) -> list[str]:
+        """As ``-e`` texts."""
+        return [r if label == r else f"{label}={r}" for label, r in zip(self.labels, self.references, strict=True)]
 
     # ---- the merge
 
@@ -417,6 +422,18 @@ def _absolute(text: str, folder: Path | None) -> str:
         model, _, adapter = text.rpartition("+")
         return f"{_absolute(model, folder)}+{_absolute(adapter, folder)}"
     return text
+
+
+def _label(name: str, reference: str) -> str:
+    """An expert's name where it can stand before ``=``, or is the reference itself; a folder that was typed without a label
+    is called after what was typed.
+
+    >>> _label("runs/honest", "/home/me/runs/honest"), _label("org/model", "org/model")
+    ('runs-honest', 'org/model')
+    """
+    if re.fullmatch(LABEL, name) or (name == reference and "=" not in name):
+        return name
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
 
 
 def _kept(recipe: Recipe) -> dict[str, Any]:
