@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 POINT = {"method": "tsvm", "shares": [2, 1, 1], "strength": 3, "parameters": {}}
 POSTS = ("/api/merge", "/api/answer", "/api/score", "/api/save", "/api/write")
@@ -177,6 +180,26 @@ def test_who_leaves_frees_the_model(page: Any) -> None:
         line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         line.recv(100)
     assert page.events("/api/answer", {"point": POINT, "prompt": "You?", "max_tokens": 2})[-1][0] == "done"
+
+
+def test_a_merge_to_disk_leaves_answers_their_cores(adapters: Any) -> None:
+    """A thread begins with the number of cores that any thread has asked for last."""
+    from triune.studio.server import Server
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    server = Server(adapters)
+    lane = threading.Thread(target=torch.set_num_threads, args=(1,))
+    lane.start()
+    lane.join()
+
+    async def told() -> str:
+        return "".join([text async for text in server._events(lambda send, _: send("n", torch.get_num_threads()))])
+
+    try:
+        assert asyncio.run(told()) == "event: n\ndata: 3\n\n"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_address_of_all_is_asked_for_by_number() -> None:

@@ -18,6 +18,7 @@ from importlib.resources import files
 from time import monotonic
 from typing import Any
 
+from triune._lazy import torch
 from triune.errors import TriuneError, UserError
 from triune.evals.answers import PROMPTS
 from triune.progress import Advanced, Event, Noted, Started
@@ -141,6 +142,7 @@ class Server:
         self.closing = threading.Event()
         self.scoring = False
         self.working: set[threading.Thread] = set()
+        self.threads = torch.get_num_threads()
 
     def close(self) -> None:
         """Wait until no thread computes any more: torch does not survive being torn down under one."""
@@ -350,6 +352,7 @@ class Server:
             put(f"event: {event}\ndata: {json.dumps(told)}\n\n")
 
         def run() -> None:
+            torch.set_num_threads(self.threads)  # a thread begins with what any has set last: a merge's lanes set 1
             try:
                 work(send, stop)
             except Stopped:
