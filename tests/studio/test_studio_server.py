@@ -215,6 +215,17 @@ def test_an_address_of_all_is_asked_for_by_number() -> None:
 # ---- the command
 
 
+def test_the_usual_port_is_left_out_by_browsers() -> None:
+    from triune.studio.server import Gate
+
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        assert Gate(None, "127.0.0.1", 80).knows(host)
+        assert Gate(None, "127.0.0.1", 80).knows(f"{host}:80")
+        assert not Gate(None, "127.0.0.1", 7860).knows(host)
+    assert not Gate(None, "127.0.0.1", 80).knows("evil.example")
+    assert not Gate(None, "127.0.0.1", 80).knows("")
+
+
 def begin(start: Any, *args: str | Path) -> tuple[subprocess.Popen[str], str]:
     process = start("studio", "--no-browser", "--port", "0", *args)
     assert process.stdout is not None

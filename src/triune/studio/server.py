@@ -93,7 +93,9 @@ class Gate:
         self.any_address = host in ("0.0.0.0", "::")
 
     def knows(self, host: str) -> bool:
-        name, _, port = host.rpartition(":")
+        name, colon, port = host.rpartition(":")
+        if not colon or host.endswith("]"):  # browsers leave out the usual port
+            name, port = host, "80"
         if port != str(self.port):
             return False
         if self.any_address:  # a name could be anybody's that points here; an address cannot
