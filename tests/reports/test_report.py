@@ -8,6 +8,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -338,12 +339,14 @@ def test_the_demo_does_without_it(
 
 
 def test_markdown_with_images(everything: list[Path], tmp_path: Path, triune: Run) -> None:
-    told = triune("report", everything[0], everything[4], everything[5], "-o", tmp_path / "paper.md")
+    out = tmp_path / "my paper (1).md"  # in a link neither space nor bracket may stand
+    told = triune("report", everything[0], everything[4], everything[5], "-o", out)
     assert told.code == 0, told.err
-    assert told.out.strip() == str(tmp_path / "paper.md")
-    text = (tmp_path / "paper.md").read_text()
-    linked = re.findall(r"!\[.*?\]\((.+?)\)", text)
-    assert "paper-figures/merge-1-norms.png" in linked
+    assert told.out.strip() == str(out)
+    text = out.read_text()
+    linked = [unquote(link) for link in re.findall(r"!\[.*?\]\(([^ ()]+)\)", text)]
+    assert len(linked) == text.count("![") > 0
+    assert "my paper (1)-figures/merge-1-norms.png" in linked
     assert all((tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for name in linked)
     assert "\\<script>" in text
     outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
 from triune.reports.figures.figure import Figure, Table
 from triune.reports.inputs import Answers
@@ -48,7 +49,7 @@ def _block(block: Block, images: str) -> Iterator[str]:
         yield _table(block.heads, block.shown())
     elif isinstance(block, Figure):
         yield f"### {escape(block.title)}"
-        yield f"![{escape(block.title)}]({images}/{block.key}.png)"
+        yield f"![{escape(block.title)}]({quote(images)}/{block.key}.png)"
         yield escape(block.see)
     elif isinstance(block, Ranking):
         yield block.markdown.replace("\n### ", "\n#### ").replace("## ", "### ", 1).rstrip()
