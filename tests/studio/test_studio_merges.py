@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from triune.checkpoint.index import open_checkpoint
 from triune.checkpoint.swap import swapped
@@ -229,6 +231,27 @@ def test_folders_without_a_label_need_none(toys: Any, tmp_path: Path, monkeypatc
     assert [e.reference for e in kept.experts] == [str(toys.root / "adapters" / n) for n in ("helpful", "honest")]
     assert [e.parameters["weight"] for e in kept.experts] == [1.5, 0.5]
     assert "-e adapters-helpful=" in studio.command(point, "out/")
+
+
+def test_frequencies_in_old_checkpoints_are_left_out(toys: Any, load: Any, tmp_path: Path) -> None:
+    """transformers computes them anew, so that there is nothing in memory to put them into."""
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    for name in ("base", "full/helpful", "full/honest"):
+        shutil.copytree(toys.root / name, tmp_path / name)
+        save_file(load(toys.root / name) | old, tmp_path / name / "model.safetensors", {"format": "pt"})
+    experts = [str(tmp_path / "full" / name) for name in ("helpful", "honest")]
+    studio = Studio(recipe_from_flags(base=str(tmp_path / "base"), experts=experts, method="linear"), tmp_path / "kept")
+    version = studio.merged(studio.point({"method": "linear", "shares": [1, 1]})).version
+    assert version.tensors
+    assert not set(version.tensors) & set(old)
+    assert logits(studio, [*studio.versions, version], [1, 2, 3]).shape[0] == 4
+
+
+@pytest.mark.parametrize("name", ["base", "merge"])
+def test_names_of_the_page_are_no_experts_names(name: str, toys: Any, tmp_path: Path) -> None:
+    experts = [f"{name}={toys.root / 'adapters' / 'helpful'}", str(toys.root / "adapters" / "honest")]
+    with pytest.raises(UserError, match=f"has a model called {name} already"):
+        Studio(recipe_from_flags(base=str(toys.root / "base"), experts=experts), tmp_path / "kept")
 
 
 def test_rows_that_do_not_stay_rows_are_computed_one_version_at_a_time(adapters: Studio) -> None:

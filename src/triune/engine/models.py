@@ -96,8 +96,8 @@ def tensor_names(template: Model, experts: Sequence[Model]) -> list[str]:
         theirs = expert.checkpoint
         if theirs is ours:
             continue
-        missing = [n for n in ours.tensors if theirs.get(n) is None and not _skippable(n)]
-        extra = [n for n in theirs.tensors if n not in ours.tensors and not _skippable(n)]
+        missing = [n for n in ours.tensors if theirs.get(n) is None and not skippable(n)]
+        extra = [n for n in theirs.tensors if n not in ours.tensors and not skippable(n)]
         if missing:
             raise CheckpointError(
                 f"{expert.ref.text} lacks {some(missing)}, which {template.ref.text} has. Only models of one "
@@ -114,8 +114,9 @@ def tensor_names(template: Model, experts: Sequence[Model]) -> list[str]:
     return list(ours.tensors)
 
 
-def _skippable(name: str) -> bool:
-    return name.endswith("inv_freq")  # a constant that old checkpoints carry along
+def skippable(name: str) -> bool:
+    """Whether a tensor is a constant that old checkpoints carry along, and transformers computes anew."""
+    return name.endswith("inv_freq")
 
 
 def some(names: Sequence[str]) -> str:

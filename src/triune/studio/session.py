@@ -23,7 +23,7 @@ from triune.engine.cores import available_cores
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.job import Job, Lane, run_job
 from triune.engine.merge import MergeResult, merge, scan_model
-from triune.engine.models import Model
+from triune.engine.models import Model, skippable
 from triune.engine.plan import Plan, make_plan
 from triune.errors import CheckpointError, ParameterError, RecipeError, UserError
 from triune.methods import METHODS, Method, find
@@ -35,8 +35,8 @@ from triune.recipes import Recipe, recipe_from_flags
 from triune.recipes.schema import LABEL
 from triune.studio.versions import Resident, Version
 
-MERGED = "merge"
-"""What the point's model is called among the versions."""
+BASE, MERGED = "base", "merge"
+"""What the base and the point's model are called among the versions."""
 MOST = 12
 """Experts that one page shows side by side."""
 FINE = 10_000
@@ -135,6 +135,8 @@ class Studio:
             raise RecipeError("The studio needs the base that the experts were trained from. Add --base MODEL.")
         if not 2 <= len(recipe.experts) <= MOST:
             raise RecipeError(f"The studio mixes 2 to {MOST} experts, got {len(recipe.experts)}. Name others with -e.")
+        if taken := [e.name for e in recipe.experts if e.name in (BASE, MERGED)]:
+            raise RecipeError(f"The page has a model called {taken[0]} already. Give the expert another name.")
         self.out = out
         self.base = _absolute(recipe.base, recipe.folder)
         self.references = [_absolute(e.reference, recipe.folder) for e in recipe.experts]
@@ -150,7 +152,7 @@ class Studio:
         self.adapters = all(m.adapter is not None and m.on_base and not m.adapter.replaced for m in plan.experts)
         _check_memory(plan)
         self._load(plan.base)
-        self.versions = [Version("base"), *(self._expert(m) for m in plan.experts)]
+        self.versions = [Version(BASE), *(self._expert(m) for m in plan.experts)]
         self.start = self._start(recipe)
         self._merge: tuple[str, Merge] | None = None
         self._low: dict[str, list[LowRank | None]] = {}
@@ -184,7 +186,7 @@ class Studio:
             reader = Reader(files)
             for name in model.checkpoint.tensors:
                 source = model.source(name)
-                if source is None:
+                if source is None or skippable(name):
                     continue
                 if source.factors:
                     deltas[name] = reader.low_rank(source.factors)
@@ -306,8 +308,9 @@ class Studio:
             return self._merge[1]
         start = monotonic()
         plan = make_plan(recipe)
-        thin = [j for j in plan.jobs if _in_factors(j)]
-        dense = [j for j in plan.jobs if j.route != "copy" and not _in_factors(j)]
+        jobs = [j for j in plan.jobs if j.route != "copy" and not skippable(j.output.name)]
+        thin = [j for j in jobs if _in_factors(j)]
+        dense = [j for j in jobs if not _in_factors(j)]
         self._forget_parts(thin)
         self._merge = None  # two dense merges at once may be too many
         executor = LocalExecutor(available_cores(), default_limit())
@@ -408,7 +411,7 @@ class _Memory:
 
 
 def _in_factors(job: Job) -> bool:
-    if job.route == "copy" or any(s.dense is not None or s.rows is not None for s in job.experts):
+    if any(s.dense is not None or s.rows is not None for s in job.experts):
         return False
     return len(job.view.shape) == 2 and job.spec.refuses_factors(job.bound) is None
 
