@@ -160,6 +160,22 @@ def test_names() -> None:
         pick_devices("cpu,tpu")
 
 
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("auto", ("cuda:0", "cuda:1")),
+        ("cuda", ("cuda:0", "cuda:1")),
+        ("cuda:1, cuda", ("cuda:1", "cuda:0")),
+        ("cuda:1,cuda:1,cpu", ("cuda:1", "cpu")),
+    ],
+)
+def test_each_device_has_one_limit(names: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is named twice must not be filled twice."""
+    monkeypatch.setattr("triune.engine.cores.pick_device", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert pick_devices(names) == found
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_is_every_gpu() -> None:

@@ -35,14 +35,20 @@ def pick_device(name: str) -> str:
 
 
 def pick_devices(names: str) -> tuple[str, ...]:
-    """What lanes may compute on: ``cuda`` is every GPU, and several may be named with commas between them.
+    """What lanes may compute on, each device once: ``cuda`` is every GPU, as is ``auto`` where there are any, and several may
+    be named with commas between them.
 
     Raises:
         UserError: one of them is not there.
     """
-    found = tuple(pick_device(name.strip()) for name in names.split(","))
-    if found != ("cuda",):
-        return found
+    found: dict[str, None] = {}
+    for name in names.split(","):
+        device = pick_device(name.strip())
+        found |= dict.fromkeys(_gpus() if device == "cuda" else [device])
+    return tuple(found)
+
+
+def _gpus() -> list[str]:
     import torch
 
-    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
