@@ -35,8 +35,8 @@ def pick_device(name: str) -> str:
 
 
 def pick_devices(names: str) -> tuple[str, ...]:
-    """What lanes may compute on, each device once: ``cuda`` is every GPU, as is ``auto`` where there are any, and several may
-    be named with commas between them.
+    """What lanes may compute on, each device once. ``cuda`` is every GPU, as is ``auto`` where there are any; several may be
+    named with commas between them.
 
     Raises:
         UserError: one of them is not there.
