@@ -20,7 +20,7 @@ import triune as library
 from triune.evals import bench as module
 from triune.evals import store
 from triune.evals.backends import Transformers
-from triune.evals.bench import value
+from triune.evals.bench import share_decompositions, value
 from triune.evals.result import Model, Result
 from triune.evals.rows import half_of
 from triune.evals.samples import read
@@ -170,6 +170,27 @@ def test_a_grid_of_scalings_decomposes_once(
         counts.append(len(seen))
     assert counts[0] == counts[1] > 0
     assert not (tmp_path / "3" / ".cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("grid", "shared"),
+    [
+        ({}, False),
+        ({"scaling": [0.5, 1.0]}, True),
+        ({"weight.helpful": [0.5, 1.0]}, True),
+        ({"polar_tol": [0.0, 0.1]}, False),
+        ({"polar_tol": [0.0, 0.1], "scaling": [0.5, 1.0]}, True),
+    ],
+)
+def test_only_grids_that_gain_from_it_fill_the_disk(grid: dict[str, Any], shared: bool, chats: Chats) -> None:
+    tree = {
+        "base_model": str(chats.base),
+        "specialists": {"helpful": str(chats.other)},
+        "models": {"tsvm": {"method": "tsvm", "grid": grid}},
+        "tasks": ["arc_easy"],
+    }
+    (line,) = (c for c in contestants(library.Suite.model_validate(tree)) if c.name == "tsvm")
+    assert share_decompositions(line.points) == shared
 
 
 def test_again_nothing_is_done(bench: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triune.engine.cache import FREE
 from triune.engine.executors import Executor
 from triune.errors import UserError, did_you_mean
 from triune.evals import samples, store
@@ -179,7 +180,7 @@ class Bench:
                 self.listener(Noted(f"Model {number} of {len(self.lines)}: {line.name}"))
                 best[line.name] = line.points[0]
                 shutil.rmtree(run.out / CACHE, ignore_errors=True)  # of the model before, or of a run that was killed
-                run.cache = run.out / CACHE if len(line.points) > 1 else None
+                run.cache = run.out / CACHE if share_decompositions(line.points) else None
                 if len(line.points) > 1:
                     tuned[line.name] = self._tune(line, keep)
                     best[line.name] = line.point(tuned[line.name].chosen)
@@ -254,6 +255,16 @@ class Bench:
         return Planned(
             name, point.model.kind if point else "merge", half, rows, rows - left, seconds if known else None
         )
+
+
+def share_decompositions(points: Sequence[Candidate]) -> bool:
+    """Whether merges of a grid differ in nothing but weights or scaling; a cache of others would only fill the disk."""
+
+    def rest(parameters: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in parameters.items() if k not in FREE}
+
+    recipes = [p.recipe for p in points if p.recipe]
+    return len(recipes) > len({repr((rest(r.parameters), [rest(e.parameters) for e in r.experts])) for r in recipes})
 
 
 def value(results: Collection[Result], metric: str) -> float:
