@@ -147,6 +147,33 @@ def test_what_is_kept_is_told(open_page: Any, address: str) -> None:
     assert Path(path, "model.safetensors").is_file()
 
 
+def test_each_point_has_scores_of_its_own(open_page: Any, address: str) -> None:
+    """Also where nothing but the strength or a parameter is another."""
+    page = open_page(address)
+    page.wait_for_selector("body[data-merged]")
+    row = '"benchmark": "b", "title": "B", "h": "honest", "n": 8, "value": 0.5, "low": 0.2, "high": 0.8'
+    body = f'event: scored\ndata: {{{row}, "higher_is_better": true}}\n\nevent: done\ndata: {{}}\n\n'
+    page.route("**/api/score", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+
+    def heads(count: int) -> list[str]:
+        page.click("#score")
+        page.wait_for_selector(f"#scores th:nth-child({3 + count})")
+        return [str(head) for head in page.locator("#scores th").all_inner_texts()[3:]]
+
+    page.select_option("#method", "task_arithmetic")
+    heads(1)
+    page.fill("#strength", "1")
+    heads(2)
+    page.select_option("#method", "ties")
+    page.fill("input[name=density]", "0.4")
+    page.press("input[name=density]", "Tab")
+    assert heads(3) == [
+        "merge at 33.3/33.3/33.3, task_arithmetic, strength 3",
+        "merge at 33.3/33.3/33.3, task_arithmetic, strength 1",
+        "merge at 33.3/33.3/33.3, ties, density 0.4",
+    ]
+
+
 def test_model_text_is_never_markup(open_page: Any, address: str) -> None:
     page = open_page(address)
     page.route(

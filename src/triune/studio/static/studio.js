@@ -367,12 +367,19 @@ function field(p) {
 
 const scores = {}; // version -> benchmark -> row
 
+/** The point in words: two that differ in anything are two columns. */
+function inWords() {
+  const strength = hasStrength() ? [`strength ${number(strengths[method])}`] : [];
+  const set = Object.entries(values[method]).map(([key, value]) => `${key} ${value}`);
+  return [`merge at ${shares.map((s) => Math.round(1000 * s) / 10).join("/")}`, method, ...strength, ...set].join(", ");
+}
+
 function drawScoring() {
   for (const name of ["merge", "base", ...session.experts]) $("whom").append(make("option", {value: name, textContent: name}));
   $("score").addEventListener("click", () => {
     moving.stop();
     const version = $("whom").value;
-    const column = version === "merge" ? `merge at ${shares.map((s) => Math.round(100 * s)).join("/")}, ${method}` : version;
+    const column = version === "merge" ? inWords() : version;
     const shown = (on) => { $("scoring").hidden = $("unscore").hidden = !on; $("score").disabled = on; };
     say("unscored");
     $("scoring").removeAttribute("value");
