@@ -125,6 +125,34 @@ def test_fetched_for_other_commands(models: Models, memory: Any, load: Any) -> N
     assert {t.file for t in ref.checkpoint().tensors.values()} == {str(ref.folder / "model.safetensors")}
 
 
+def test_a_fetch_that_fails_leaves_nothing(models: Models, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = resolve_reference("memory://toy/base")
+    assert ref.folder is not None
+    before = sorted(ref.folder.iterdir())
+
+    def half(self: Any, path: str, to: str, **how: Any) -> None:
+        Path(to).write_bytes(b"half")
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(type(memory), "get_file", half)
+    with pytest.raises(CheckpointError, match="cannot be read: lost"):
+        ref.fetch()
+    assert sorted(ref.folder.iterdir()) == before
+
+
+def test_another_process_may_fetch_the_same(models: Models, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has made the folder while we read what goes into it."""
+    real, theirs = type(memory).cat_file, []
+
+    def meanwhile(self: Any, path: str, **how: Any) -> Any:
+        monkeypatch.setattr(type(memory), "cat_file", real)
+        theirs.append(resolve_reference("memory://toy/base"))
+        return real(self, path, **how)
+
+    monkeypatch.setattr(type(memory), "cat_file", meanwhile)
+    assert [resolve_reference("memory://toy/base")] == theirs
+
+
 def test_the_gate_needs_the_base_here(tmp_path: Path, contents: Any) -> None:
     """The checks of the norms are made; those that run both models are not, and say why."""
     toy_chat(tmp_path / "chat" / "base")

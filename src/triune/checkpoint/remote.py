@@ -7,7 +7,7 @@ megabytes at a time.
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,8 +62,11 @@ def fetch_small(url: str, patterns: Sequence[str], cache: Path) -> Path:
                 for name in files:
                     if any(fnmatch(name, pattern) for pattern in patterns):
                         (inner / name).write_bytes(system.cat_file(f"{root.rstrip('/')}/{name}"))
-                if not folder.exists():
+                try:
                     inner.rename(folder)
+                except OSError:
+                    if not folder.exists():  # else another process was first
+                        raise
     return folder
 
 
@@ -73,9 +76,12 @@ def fetch(url: str, names: Iterable[str], folder: Path) -> None:
         system, root = _open(url)
         for name in names:
             if not (folder / name).exists():
-                part = folder / f".{name}.{os.getpid()}.part"
-                system.get_file(f"{root.rstrip('/')}/{name}", str(part))
-                part.rename(folder / name)
+                part = folder / f".{name}.{secrets.token_hex(4)}.part"
+                try:
+                    system.get_file(f"{root.rstrip('/')}/{name}", str(part))
+                    part.rename(folder / name)
+                finally:
+                    part.unlink(missing_ok=True)
 
 
 def read_headers(url: str, names: Iterable[str]) -> dict[str, TensorInfo]:
