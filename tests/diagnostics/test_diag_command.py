@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from conftest import Models, Run
 
 
-def recipe_of(models: Models, method: str = "r_tsvm", **settings: float) -> api.Recipe:
+def recipe_of(models: Models, method: str = "r_tsvm", **settings: Any) -> api.Recipe:
     return api.recipe_from_flags(
         base=str(models.root / "base"),
         experts=[f"{n}={models.root / n}" for n in models.names],
@@ -51,17 +51,24 @@ def test_the_whole_thing(models: Models, triune: Run, tmp_path: Path) -> None:
     assert {e.ranks["tsvm"] for e in tensor.experts} == {min(base.shape) // 3}
 
 
-@pytest.mark.parametrize("method", ["tsvm", "r_tsvm", "task_arithmetic", "ties"])
-def test_effects_are_those_of_the_method(method: str, models: Models) -> None:
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("tsvm", {}),
+        ("r_tsvm", {}),
+        ("r_tsvm", {"outlier_scope": "task", "outlier_sigma": 1.0}),
+        ("task_arithmetic", {}),
+        ("ties", {"density": 0.3}),
+    ],
+)
+def test_effects_are_those_of_the_method(method: str, more: dict[str, Any], models: Models) -> None:
     """Small tensors are their own sample: the effect is what the method itself does."""
-    found = diagnose(
-        recipe_of(models, method, density=0.3) if method == "ties" else recipe_of(models, method, weight=1.0)
-    )
+    settings = {"weight": 1.0, **more}
+    found = diagnose(recipe_of(models, method, **settings))
     name = "model.layers.0.self_attn.q_proj.weight"
     (tensor,) = (t for t in found.tensors if t.name == name)
     base = models.tensors["base"][name].float()
     deltas = torch.stack([t.float() - base for t in models.stack(name)])
-    settings = {"weight": 1.0, "density": 0.3} if method == "ties" else {"weight": 1.0}
     merged = api.merge_tensors(method, list(deltas), torch.zeros_like(base), parameters=settings, name=name)
     for expert, effect in zip(deltas, tensor.effects[method], strict=True):
         assert effect.kept == pytest.approx(float((merged * expert).sum() / expert.square().sum()), abs=1e-4)

@@ -15,8 +15,9 @@ from triune.diagnostics.spectra import Spectrum, overlap, spectrum, task_interfe
 from triune.engine.job import Inputs, Job, Lane, blocks, nonfinite
 from triune.errors import CheckpointError
 from triune.methods import find
-from triune.methods._spectral import orthogonalise, truncated_svd
-from triune.methods.r_tsvm import adaptive_rank, damp
+from triune.methods._spec import View
+from triune.methods._spectral import orthogonalise
+from triune.methods.r_tsvm import r_tsvm_parts
 from triune.methods.tsvm import equal_share, nonzero, peak_bytes
 
 if TYPE_CHECKING:
@@ -165,19 +166,15 @@ def _spectral_effects(
     for name in SPECTRAL:
         if name not in effects:
             continue
-        bound, parts = effects[name], list[Any]()
-        for t, found in enumerate(spectra):
-            part = found and (found.leading if name == "tsvm" else _damped_part(whole[t], len(whole), bound))
-            if part:
-                ranks[t][name] = len(part.values)
-            parts.append(part)
-        if any(parts):
-            orthogonal = orthogonalise(parts, [1.0] * len(whole), bound["polar_tol"], whole[0].shape)
-            told[name] = effect(orthogonal.merged(bound["weight"], bound["scaling"]))
+        bound, shape = effects[name], whole[0].shape
+        if name == "tsvm":
+            leading = [found.leading if found else None for found in spectra]
+            parts = orthogonalise(leading, [1.0] * len(whole), bound["polar_tol"], shape)
+        else:
+            parts = r_tsvm_parts(whole, view=View(shape=tuple(shape)), **bound)
+        for own, rank in zip(ranks, parts.ranks, strict=True):
+            if rank:
+                own[name] = rank
+        if any(parts.ranks):
+            told[name] = effect(parts.merged(bound["weight"], bound["scaling"]))
     return told
-
-
-def _damped_part(delta: torch.Tensor, experts: int, bound: Mapping[str, Any]) -> Any:
-    """R-TSVM's triplets of one expert."""
-    damped = damp(delta, bound["outlier_scope"], bound["outlier_sigma"], bound["outlier_strength"])
-    return truncated_svd(damped, adaptive_rank(damped, experts, bound["sparsity"], bound["rank_strength"]))
