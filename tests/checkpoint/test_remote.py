@@ -85,6 +85,14 @@ def test_each_byte_once(
     assert not list(cache.rglob("*.safetensors"))
 
 
+def test_what_is_read_ahead_counts_as_memory(models: Models, memory: Any) -> None:
+    """Of the base and of three full experts, 8 MB each."""
+    here, there = (make_plan(recipe(models, root)).jobs for root in (str(models.root), "memory://toy"))
+    merged = [(a, b) for a, b in zip(here, there, strict=True) if a.route == "blocks"]
+    assert merged
+    assert all(b.nbytes - a.nbytes == 4 * remote.AHEAD for a, b in merged)
+
+
 def test_a_change_there_is_another_model(models: Models, memory: Any) -> None:
     """Of the folder in the cache, and of the fingerprint by which a merge continues."""
     wanted = recipe(models, "memory://toy")

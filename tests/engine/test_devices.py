@@ -43,13 +43,20 @@ def test_each_device_has_a_lane() -> None:
     assert sorted(found) == ["cuda:0", "cuda:1"]
 
 
-def test_what_does_not_fit_goes_to_the_cpu() -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_what_does_not_fit_goes_to_the_cpu(failure: Exception) -> None:
     tried: list[tuple[int, str]] = []
 
     def work(job: Number, lane: Lane) -> str:
         tried.append((job.value, lane.device))
         if job.value == 2 and lane.device != "cpu":
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise failure
         return lane.device
 
     found: dict[int, str] = {}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from triune.checkpoint.index import TensorInfo, checkpoint
 from triune.engine.job import Done
 from triune.engine.journal import Journal
+from triune.engine.lock import _finite
 from triune.errors import UserError
 
 DONE = Done("w", "00", {-1: "11"}, 1.0, 1.0, (0.5,), 0.5)
@@ -48,3 +52,11 @@ def test_a_model_without_a_head_is_tied_unless_it_says_otherwise() -> None:
     assert "lm_head.weight" in checkpoint("m", folder, embedding, {}).tied
     assert checkpoint("m", folder, embedding, {"tie_word_embeddings": False}).tied == {}
     assert checkpoint("m", folder, embedding | head, {}).tied == {}
+
+
+def test_norms_that_overflow_stay_out_of_the_lock_file() -> None:
+    """Strict readers of JSON know no infinity."""
+    assert _finite(DONE)
+    overflows: list[dict[str, Any]] = [{"merged": math.nan}, {"base": math.inf}, {"deltas": (1.0, math.inf)}]
+    for changed in (*overflows, {"merged_delta": math.inf}):
+        assert not _finite(replace(DONE, **changed))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from triune._lazy import torch
 from triune.checkpoint.index import TensorInfo
 from triune.checkpoint.reader import Files, Reader, torch_dtype
+from triune.checkpoint.remote import AHEAD, is_url
 from triune.checkpoint.source import Source
 from triune.engine.cache import Kept
 from triune.engine.transfer import CudaStreams, Slot, overlapped, pinned_slots
@@ -127,6 +128,11 @@ def blocks(job: Job) -> Iterator[tuple[int, int]]:
 
 def memory_of(job: Job) -> int:
     """Peak bytes that :func:`run_job` takes for this job. An estimate from above, held to by a test."""
+    far = sum(s.dense is not None and is_url(s.dense.file) for s in (job.base, *job.experts) if s)
+    return _memory_of(job) + far * AHEAD
+
+
+def _memory_of(job: Job) -> int:
     rows, columns = job.output.matrix
     block = block_rows(job, rows, columns) * columns * 4
     models = len(job.experts)

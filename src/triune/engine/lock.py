@@ -48,7 +48,7 @@ def lock_file(plan: Plan, out: Path, results: Sequence[Done], checks: Sequence[C
         "models": [_model(index, model, results) for index, model in models],
         "files": {name: file_digest(out / name) for name in beside},
         "tensors": {d.tensor: d.digest for d in results},
-        "norms": {d.tensor: _norms(d) for d in results if any(d.deltas) and math.isfinite(d.merged)},
+        "norms": {d.tensor: _norms(d) for d in results if any(d.deltas) and _finite(d)},
         "ranks": {d.tensor: d.rank for d in results if d.rank is not None},
         "gate": [{"check": c.name, "passed": c.passed, "value": c.value, "sentence": c.sentence} for c in checks],
     }
@@ -70,6 +70,11 @@ def _model(index: int, model: Model, results: Sequence[Done]) -> dict[str, Any]:
         entry["adapter_sha256"] = file_digest(model.adapter.folder / "adapter_model.safetensors")
         entry["adapter_config_sha256"] = file_digest(model.adapter.folder / "adapter_config.json")
     return entry
+
+
+def _finite(done: Done) -> bool:
+    """A norm overflows float32 where entries are above 1e19, and JSON has no infinity."""
+    return all(map(math.isfinite, (done.merged, done.base, done.merged_delta, *done.deltas)))
 
 
 def _norms(done: Done) -> dict[str, Any]:

@@ -110,9 +110,8 @@ class LocalExecutor:
                 except KeyboardInterrupt:
                     failure = failure or Interrupted("Stopped. Run the same command again to continue.")
                     stop.set()
-                except (
-                    Exception
-                ) as error:  # of the listener or the journal: the lanes must end before their files close
+                except Exception as error:
+                    # Of the listener or the journal: the lanes must end before their files close.
                     failure = failure or error
                     stop.set()
             for lane in lanes:
@@ -130,8 +129,8 @@ class LocalExecutor:
 def _work(work: Callable[[J, Lane], R], job: J, lane: Lane) -> R:
     try:
         return work(job, lane)
-    except torch.OutOfMemoryError:
-        if lane.device == "cpu":
+    except RuntimeError as error:  # the libraries' own workspaces fail as such, not as torch.OutOfMemoryError
+        if lane.device == "cpu" or not (isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)):
             raise
     # After the handler, whose traceback holds the device's tensors. Every job writes from its first byte again.
     torch.cuda.empty_cache()
