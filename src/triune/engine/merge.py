@@ -52,6 +52,12 @@ class MergeResult:
     already_done: bool = False
     """The folder held this very merge; nothing was done."""
 
+    def __repr__(self) -> str:
+        """One line: without this, a notebook would print every job of the plan."""
+        told = ("passed" if self.passed else "failed") if self.checks else "not checked"
+        size = f"{len(self.plan.jobs)} tensors"
+        return f"MergeResult(out={str(self.out)!r}, {self.plan.description!r}, {size}, {told})"
+
     @property
     def passed(self) -> bool:
         return all(c.passed is not False for c in self.checks)

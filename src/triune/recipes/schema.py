@@ -46,7 +46,7 @@ class Recipe:
     semantics: Semantics | None = None
     seed: int = 0
     output: Literal["full", "lora"] = "full"
-    text: str = ""
+    text: str = field(default="", repr=False)
     """The YAML as typed, or as generated where flags had a say: reading it gives an equal recipe."""
     origin: str = field(default="recipe", compare=False)
     folder: Path | None = field(default=None, compare=False)
