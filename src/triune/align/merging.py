@@ -88,7 +88,7 @@ def check(recipe: Recipe) -> None:
     values = resolve(recipe, method, "model.layers.0.mlp.up_proj.weight", num_layers=1)
     reason = method.refuses_factors(method.bind(values, len(recipe.experts)))
     if recipe.output == "lora" and reason:
-        raise UserError(f"{recipe.origin}: output: lora: {reason}. Use output: full, or another method or setting.")
+        raise UserError(f"{recipe.origin}: output: lora: {reason.replace('--set ', '')}, or use output: full.")
 
 
 def averages(method: Method, parameters: Mapping[str, Any]) -> bool:

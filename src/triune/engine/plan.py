@@ -48,6 +48,9 @@ class Plan:
     devices: Mapping[str, int] = field(default_factory=dict)
     """What is computed on, and how many bytes of each; no byte of the output is planned by it."""
 
+    def __repr__(self) -> str:
+        return f"Plan({self.description!r}, {len(self.jobs)} tensors)"
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the merge."""
@@ -292,7 +295,7 @@ def _only_factors(method: Method, jobs: Sequence[Job], experts: Sequence[Model])
     changed = [j for j in jobs if any(not s.is_base for s in j.experts)]
     for job in changed:
         if reason := method.refuses_factors(job.bound):
-            raise RecipeError(f"output: lora: {reason}. Use output: full, or another method or setting.")
+            raise RecipeError(f"output: lora: {reason}, or use output: full.")
     return [replace(j, route="factors") for j in changed]
 
 

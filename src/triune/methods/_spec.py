@@ -167,7 +167,8 @@ class Method:
     factors: Callable[..., Any] | None = field(default=None, repr=False)
     """Merges low-rank deltas (None: zero) into one without ever building the matrices."""
     not_low_rank: Callable[[Mapping[str, Any]], str | None] | None = field(default=None, repr=False)
-    """Why, with these bound parameters, low-rank deltas do not merge into a low-rank one; None where they do."""
+    """Why, with these bound parameters, low-rank deltas do not merge into a low-rank one, and what to do for it; None where
+    they do."""
     parts: Callable[..., Any] | None = field(default=None, repr=False)
     """For whole-tensor grain: the part of the work that neither weight nor scaling changes, from a stack of deltas to an
     :class:`triune.methods._spectral.Orthogonal`. What a cache keeps."""
@@ -202,9 +203,9 @@ class Method:
         return {p.name: p for p in self.parameters}
 
     def refuses_factors(self, bound: Mapping[str, Any]) -> str | None:
-        """Why this method cannot stay in factors with these bound parameters, or None if it can."""
+        """Why this method cannot stay in factors with these bound parameters, and what would; None if it can."""
         if self.factors is None:
-            return f"{self.name} works entry by entry, so its result has full rank"
+            return f"{self.name} works entry by entry, so its result has full rank. Take a method such as tsvm"
         return self.not_low_rank(bound) if self.not_low_rank else None
 
     def grain_at(self, values: Mapping[str, Any], view: View) -> Grain:

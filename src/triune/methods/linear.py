@@ -38,7 +38,8 @@ def scales_the_base(bound: Mapping[str, Any]) -> str | None:
     total = sum(bound["weight"])
     if bound["normalize"] or abs(total - 1) < 1e-6:
         return None
-    return f"weights that add up to {total:g} without normalize scale the base too, which no adapter can express"
+    rule = f"weights that add up to {total:g} without normalize scale the base too, which no adapter can express"
+    return f"{rule}. Set normalize: true"
 
 
 @merge_method(

@@ -62,7 +62,7 @@ def grain_of(bound: Mapping[str, Any], view: View) -> Grain:
     grain_of=grain_of,
     scan=lambda models, entries, *, filter_wise, semantics: None if filter_wise else Gram(models),
     factors=stock_factors,
-    not_low_rank=lambda bound: "filter_wise scales every row by itself" if bound["filter_wise"] else None,
+    not_low_rank=lambda bound: "filter_wise scales every row by itself. Leave it out" if bound["filter_wise"] else None,
 )
 def model_stock(
     deltas: torch.Tensor,

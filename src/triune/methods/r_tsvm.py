@@ -124,7 +124,8 @@ def entries_damped(bound: Mapping[str, Any]) -> str | None:
     """Why low-rank experts do not stay so, if they do not."""
     if bound["outlier_scope"] != "entry" or bound["outlier_strength"] == 0:
         return None
-    return "outlier_scope: entry damps single entries, which raises the rank; channel and task keep it"
+    rule = "outlier_scope: entry damps single entries, which raises the rank"
+    return f"{rule}. Add --set outlier_scope=channel, take another method"
 
 
 def r_tsvm_workspace(bound: Mapping[str, Any], experts: int, shape: tuple[int, ...]) -> int:
