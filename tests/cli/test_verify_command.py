@@ -46,6 +46,21 @@ def test_a_sample(out: Path, triune: Run) -> None:
     assert json.loads(triune("verify", out, "--sample", "0", "--json").out)["recomputed"] == 0
 
 
+def test_counts_read_as_english(out: Path, triune: Run) -> None:
+    flip(out / "README.md", -1)
+    told = triune("verify", out, "--sample", "1")
+    assert "20 tensors compared, 1 tensor recomputed, 1 difference.\n" in told.err
+
+
+def test_an_adapter_has_its_tensors_in_a_file(models: Models, triune: Run, write_adapter: Any, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", {UP: (48, 32)}, seed=1)
+    flags = ("--base", models.root / "base", "-e", f"a={tmp_path / 'a'}", "--method", "tsvm", "--set", "output=lora")
+    assert triune("merge", *flags, "--quiet", "--no-gate", tmp_path / "merged").code == 0
+    told = triune("verify", tmp_path / "merged")
+    assert told.code == 0
+    assert " files compared, 1 tensor recomputed, 0 differences." in told.err
+
+
 def test_another_byte_in_a_shard(out: Path, triune: Run) -> None:
     names = list(load_file(out / "model.safetensors"))
     flip(out / "model.safetensors", -1)

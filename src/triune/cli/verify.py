@@ -34,12 +34,21 @@ def verify(
     if as_json:
         print(json.dumps(asdict(found)))
     elif not quiet:
+        tensors = f" and {_count(found.tensors, 'tensor')}" if found.tensors else ""  # an adapter's are in its file
         console.print(
-            f"{out}: {found.files} files and {found.tensors} tensors compared, {found.recomputed} tensors recomputed, "
-            f"{len(found.problems)} differences."
+            f"{out}: {_count(found.files, 'file')}{tensors} compared, {_count(found.recomputed, 'tensor')} recomputed, "
+            f"{_count(len(found.problems), 'difference')}."
         )
         if found.note:
             console.print(found.note)
     if found.problems:
         more = f" And {len(found.problems) - 5} more." if len(found.problems) > 5 else ""
         raise CheckFailed(f"{out} is not what its lock file says. {' '.join(found.problems[:5])}{more}")
+
+
+def _count(n: int, thing: str) -> str:
+    """
+    >>> _count(1, "file"), _count(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{n} {thing}{'' if n == 1 else 's'}"
