@@ -116,6 +116,45 @@ def test_recipe_and_flags(triune: Run, models: Models, tmp_path: Path) -> None:
     refused(told, tmp_path / "out", "recipe.yaml", "drop --base")
 
 
+@pytest.mark.parametrize("command", ["merge", "plan"])
+def test_a_recipe_and_experts(triune: Run, models: Models, tmp_path: Path, command: str) -> None:
+    """One path and experts: it would be the output folder, if it were not a recipe that is there."""
+    (tmp_path / "r3.yaml").write_text("merge_method: ties")
+    for flags, named in ((models.flags, "--base and --expert"), (models.flags[2:], "--expert")):
+        told = triune(command, tmp_path / "r3.yaml", *flags)
+        said = f"triune: {tmp_path / 'r3.yaml'} names the models and the method already: drop {named}, or the file.\n"
+        assert (told.code, told.err) == (2, said)
+
+
+@pytest.mark.parametrize("command", ["merge", "plan"])
+def test_a_model_among_the_paths(triune: Run, command: str) -> None:
+    told = triune(command, "demo:helpful", "demo:honest")
+    assert told.code == 2
+    assert told.err == "triune: demo:helpful is a model: name it with -e, and its base with --base.\n"
+
+
+def test_a_colon_after_the_label(triune: Run, tmp_path: Path) -> None:
+    told = triune("merge", "--base", "demo:base", "-e", "helpful:demo:helpful", tmp_path / "out")
+    refused(told, tmp_path / "out", "helpful:demo:helpful", "Did you mean helpful=demo:helpful?")
+
+
+def test_a_hint_for_a_demo_model_can_be_typed(triune: Run, models: Models, tmp_path: Path) -> None:
+    told = triune("merge", "--base", models.root / "base", "-e", "demo:helpfull", tmp_path / "out")
+    refused(told, tmp_path / "out", "There is no demo:helpfull", "Did you mean demo:helpful?")
+
+
+def test_an_adapter_as_output_where_the_rank_would_grow(
+    triune: Run, models: Models, write_adapter: Any, tmp_path: Path
+) -> None:
+    """The method that is taken if none is named cannot, as it stands; the next step is named and works."""
+    write_adapter(tmp_path / "a", {UP: (48, 32)}, seed=1)
+    flags = ("--base", models.root / "base", "-e", tmp_path / "a", "--set", "output=lora")
+    told = triune("plan", *flags)
+    assert told.code == 2
+    assert told.err.endswith("Add --set outlier_scope=channel, take another method, or use output: full.\n")
+    assert triune("plan", *flags, "--set", "outlier_scope=channel").code == 0
+
+
 def test_setting_without_a_value(merge: Any, models: Models, tmp_path: Path) -> None:
     refused(merge(models, "--set", "density"), tmp_path / "out", "--set density", "key=value")
 

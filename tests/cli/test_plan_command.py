@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+import triune as api
+from triune.cli._options import recipe_of
+
 if TYPE_CHECKING:
     from conftest import Case, Models, Run
 
@@ -115,3 +118,28 @@ def test_settings_that_were_probably_not_meant_are_noted(models: Models, triune:
 def test_a_range_is_shown_as_one(models: Models, triune: Run) -> None:
     told = triune("plan", *models.flags, "--method", "ties", "--set", "density=[0.25, 0.75]")
     assert "density 0.25..0.75" in " ".join(told.out.split())
+
+
+def test_a_demo_model_is_called_by_its_name() -> None:
+    """So that --set weight.helpful=0.5 means it; a label that another expert has, or a recipe's own, is left alone."""
+    experts = ["demo:helpful", "demo:honest", "honest=org/name"]
+    recipe = recipe_of(None, "demo:base", experts, "ties", ["weight.helpful=0.5"])
+    assert [(e.name, e.reference) for e in recipe.experts] == [
+        ("helpful", "demo:helpful"),
+        ("demo:honest", "demo:honest"),
+        ("honest", "org/name"),
+    ]
+    assert recipe.experts[0].parameters == {"weight": 0.5}
+    text = "{merge_method: ties, base_model: demo:base, models: [{model: demo:helpful}], parameters: {weight: 1}}"
+    assert [e.name for e in api.parse_recipe(text).experts] == ["demo:helpful"]
+
+
+def test_a_result_is_one_line_in_python(models: Models, tmp_path: Path) -> None:
+    experts = [f"{n}={models.root / n}" for n in ("helpful", "honest")]
+    base = str(models.root / "base")
+    recipe = api.recipe_from_flags(base=base, experts=experts, method="task_arithmetic")
+    result = api.merge(recipe, tmp_path / "out", gate=False)
+    told = f"'task_arithmetic of helpful, honest on {base}', 20 tensors"
+    assert repr(result) == f"MergeResult(out='{tmp_path / 'out'}', {told}, not checked)"
+    assert repr(result.plan) == f"Plan({told})"
+    assert recipe.text not in repr(recipe)

@@ -133,3 +133,16 @@ def test_a_file_is_no_cache(models: Models, triune: Run, tmp_path: Path) -> None
     assert told.code == 2
     assert "is a file. Name a folder" in told.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_of_nothing_is_told(models: Models, triune: Run, write_adapter: Any, tmp_path: Path) -> None:
+    nothing = f"--cache {tmp_path / 'kept'}: ties decomposes nothing, so nothing is kept there."
+    flags = (*models.flags, "--method", "ties", "--cache", tmp_path / "kept")
+    assert nothing in triune("plan", *flags).out
+    assert json.loads(triune("plan", *flags, "--json").out)["cache"]["note"] == nothing
+    assert nothing in triune("merge", *flags, "--no-gate", tmp_path / "out").err
+    write_adapter(tmp_path / "a", {"model.layers.0.mlp.up_proj.weight": (48, 32)}, seed=1)
+    adapter = ("--base", models.root / "base", "-e", f"a={tmp_path / 'a'}", "--method", "tsvm")
+    told = triune("plan", *adapter, "--cache", tmp_path / "kept").out
+    assert "tsvm decomposes no more than the adapters' factors, so nothing is kept there." in told
+    assert not (tmp_path / "kept").exists()

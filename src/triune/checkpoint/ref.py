@@ -84,7 +84,8 @@ def resolve_reference(text: str, folder: Path | None = None) -> ModelRef:
         name = text.removeprefix("demo:")
         if name not in DEMO_NAMES:
             names = ", ".join(f"demo:{n}" for n in DEMO_NAMES)
-            raise CheckpointError(f"There is no {text}; there are {names}.{did_you_mean(name, DEMO_NAMES)}")
+            hint = did_you_mean(name, DEMO_NAMES).replace("mean ", "mean demo:")
+            raise CheckpointError(f"There is no {text}; there are {names}.{hint}")
         return _classify(text, demo_folder(name), None)
     if remote.is_url(text):
         return _classify(text, remote.fetch_small(text, SMALL_FILES, cache_folder()), None, text)
@@ -93,7 +94,7 @@ def resolve_reference(text: str, folder: Path | None = None) -> ModelRef:
         path, commit = _snapshot(text, repository, revision or None, patterns=SMALL_FILES)
         return _classify(text, path, (repository, commit))
     raise CheckpointError(
-        f"{text}: there is no such folder, and it is not of the form org/name, demo:NAME or s3://...."
+        f"{text}: there is no such folder, and it is not of the form org/name, demo:NAME or s3://bucket/model."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
+def is_recipe(path: str) -> bool:
+    """Whether a path is a recipe that is there, so that it is not taken for the output folder."""
+    return path.endswith((".yaml", ".yml")) and Path(path).is_file()
+
+
+def refuse_models(paths: list[str]) -> None:
+    """A model does not stand among the paths."""
+    from triune.errors import RecipeError
+
+    for path in paths:
+        if path.startswith("demo:") and not Path(path).exists():
+            raise RecipeError(f"{path} is a model: name it with -e, and its base with --base.")
+
+
 def recipe_of(
     recipe: str | None, base: str | None, experts: list[str] | None, method: str | None, settings: list[str] | None
 ) -> Any:
@@ -58,6 +73,7 @@ def recipe_of(
     from triune.recipes import load_recipe, recipe_from_flags
 
     if recipe is not None:
+        refuse_models([recipe])
         given = [f for f, v in (("--base", base), ("--expert", experts), ("--method", method)) if v]
         if given:
             raise RecipeError(
@@ -68,7 +84,28 @@ def recipe_of(
         raise RecipeError(
             "Nothing to merge: give a recipe file, or --base MODEL and one --expert LABEL=MODEL for each expert."
         )
+    experts = _labelled(experts)
     return recipe_from_flags(base=base, experts=experts, method=method or "r_tsvm", settings=settings or [])
+
+
+def _labelled(experts: list[str]) -> list[str]:
+    """``demo:NAME`` is called NAME, unless another expert is. A colon in place of ``=`` is refused.
+
+    >>> _labelled(["demo:helpful", "honest=org/name", "demo:honest", "org/other"])
+    ['helpful=demo:helpful', 'honest=org/name', 'demo:honest', 'org/other']
+    """
+    from triune.errors import RecipeError
+
+    labels = [text.partition("=")[0].removeprefix("demo:") for text in experts]
+    found = []
+    for text, label in zip(experts, labels, strict=True):
+        first, colon, rest = text.partition(":")
+        here = any(Path(p).exists() for p in (text, text.partition("+")[0]))
+        if colon and first != "demo" and re.fullmatch(r"[\w-]+", first) and not rest.startswith("//") and not here:
+            raise RecipeError(f"--expert {text}: there is no such model. Did you mean {first}={rest}?")
+        own = text == f"demo:{label}" and re.fullmatch(r"[\w-]+", label) and label != "base"
+        found.append(f"{label}={text}" if own and labels.count(label) == 1 and not here else text)
+    return found
 
 
 def memory_of(text: str | None) -> int | None:

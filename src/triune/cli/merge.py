@@ -22,8 +22,10 @@ from triune.cli._options import (
     Settings,
     ShardSize,
     Threads,
+    is_recipe,
     memory_of,
     recipe_of,
+    refuse_models,
 )
 
 Paths = Annotated[
@@ -59,12 +61,14 @@ def merge(
     """
     import json
 
-    from triune.cli._show import Bar, result_json, show_result
+    from triune.cli._show import Bar, console, result_json, show_result
     from triune.engine.budget import parse_bytes
+    from triune.engine.cache import idle
     from triune.errors import CheckFailed, RecipeError, UserError
 
     if not paths:
         raise RecipeError("The output folder is missing: add it at the end.")
+    refuse_models(paths)
     if len(paths) == 2 and paths[1].endswith((".yaml", ".yml")):
         raise RecipeError(f"{paths[1]} stands where the output folder belongs: the recipe comes first, then OUT.")
     if len(paths) > 2:
@@ -74,7 +78,7 @@ def merge(
             f"Only {paths[0]} is given. Write `triune merge RECIPE.yaml OUT`, or name --base, --expert and OUT."
         )
     out = Path(paths[-1])
-    recipe = recipe_of(paths[0] if len(paths) == 2 else None, base, expert, method, setting)
+    recipe = recipe_of(paths[0] if len(paths) == 2 or is_recipe(paths[0]) else None, base, expert, method, setting)
     limit = memory_of(max_memory)
     if executor == "ray" and threads:
         raise UserError("--threads is for one machine. A Ray node has as many as `ray start --num-cpus` gave it.")
@@ -101,6 +105,8 @@ def merge(
     if as_json:
         print(json.dumps(result_json(result)))
     elif not quiet:
+        if cache and (note := idle(cache, result.plan.jobs, result.plan.method.name)):
+            console.print(f"  note     {note}", soft_wrap=True)
         show_result(result, time.monotonic() - start)
     if not result.passed:
         failed = " ".join(c.sentence for c in result.checks if c.passed is False)

@@ -20,8 +20,10 @@ from triune.cli._options import (
     Settings,
     ShardSize,
     Threads,
+    is_recipe,
     memory_of,
     recipe_of,
+    refuse_models,
 )
 
 if TYPE_CHECKING:
@@ -73,9 +75,10 @@ def plan(
     from triune.errors import RecipeError
 
     given = list(paths or [])
+    refuse_models(given)
     if len(given) > 2:
         raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(given)}.")
-    file = given.pop(0) if len(given) == 2 or (given and not expert) else None
+    file = given.pop(0) if len(given) == 2 or (given and (not expert or is_recipe(given[0]))) else None
     limit = memory_of(max_memory) or default_limit()
     devices = device_limits(pick_devices(device), memory_of(max_device_memory), limit)
     made = make_plan(
@@ -104,18 +107,18 @@ def plan(
     elif not quiet:
         table = plan_table(made, lanes, limit)
         if kept:
-            table.add_row(
-                "cache",
+            told = (
                 f"{kept['there']} of {kept['tensors']} decompositions are in {cache}; all take at most "
-                f"{human(kept['most_bytes'])}",
+                f"{human(kept['most_bytes'])}"
             )
+            table.add_row("cache", kept.get("note", told))
         Console(highlight=False).print(table)
         Console(highlight=False).print(costs_table(groups, rates, lanes))
 
 
 def cache_of(made: Any, folder: str, device: str) -> dict[str, Any]:
     """What of a plan's decompositions is kept, and how large they may be."""
-    from triune.engine.cache import Cache, decomposed, most_bytes
+    from triune.engine.cache import Cache, decomposed, idle, most_bytes
 
     cache, jobs = Cache(folder), decomposed(made.jobs)
     return {
@@ -123,6 +126,7 @@ def cache_of(made: Any, folder: str, device: str) -> dict[str, Any]:
         "tensors": len(jobs),
         "there": sum(cache.path(j, device).exists() for j in jobs),
         "most_bytes": sum(map(most_bytes, jobs)),
+        **({"note": note} if (note := idle(folder, made.jobs, made.method.name)) else {}),
     }
 
 

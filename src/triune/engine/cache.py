@@ -90,6 +90,16 @@ def decomposed(jobs: Iterable[Job]) -> list[Job]:
     return [j for j in jobs if j.route == "dense" and j.spec.parts is not None]
 
 
+def idle(folder: Path | str, jobs: Iterable[Job], method: str) -> str | None:
+    """What to say where a cache is named and nothing will be kept in it; None where something is."""
+    jobs = list(jobs)
+    if decomposed(jobs):
+        return None
+    factors = any(j.route == "factors" and j.spec.parts is not None for j in jobs)
+    why = "decomposes no more than the adapters' factors" if factors else "decomposes nothing"
+    return f"--cache {folder}: {method} {why}, so nothing is kept there."
+
+
 def most_bytes(job: Job) -> int:
     """Of the job's file, at most: two matrices ``[m, K]`` and ``[n, K]`` in float32, K at most the smaller side.
 
