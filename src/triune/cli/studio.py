@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -33,38 +37,50 @@ def studio(
 
     Alone it opens the demo specialists. Keeps all models in memory; adapters cost next to nothing.
     """
-    import webbrowser
-    from contextlib import nullcontext
-    from importlib.util import find_spec
+    with _until_stopped():
+        import webbrowser
+        from contextlib import nullcontext
+        from importlib.util import find_spec
 
-    from triune.cli._show import console
-    from triune.errors import UserError
+        from triune.cli._show import console
+        from triune.errors import UserError
 
-    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        are = "is" if len(missing) == 1 else "are"
-        raise UserError(
-            f'This needs {" and ".join(missing)}, which {are} not installed. Run: pip install "triune[studio]"'
-        )
-    from triune.studio.server import is_loopback, listen, serve
-    from triune.studio.session import Studio, quick
-
-    if recipe is None and base is None and not expert:
-        base, expert = "demo:base", [f"{e}=demo:{e}" for e in EXPERTS]
-    if recipe is None and expert and len(expert) < 2:
-        raise UserError(f"The studio moves between experts: name at least two with -e, got {len(expert)}.")
-    with listen(host, port) as found:  # before minutes go into loading
-        start = recipe_of(recipe, base, expert, method or (None if recipe else quick(base, expert)), setting)
-        with console.status("loading the models") if console.is_terminal else nullcontext():
-            opened = Studio(start, out)
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        url = f"http://{f'[{shown}]' if ':' in shown else shown}:{found.getsockname()[1]}/"
-        print(f"triune studio: {url}  (Ctrl-C stops it)", flush=True)
-        if not is_loopback(host):
-            console.print(
-                f"Anyone who reaches {host} can use the models and write into {out}: there is no password.",
-                soft_wrap=True,
+        if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+            are = "is" if len(missing) == 1 else "are"
+            raise UserError(
+                f'This needs {" and ".join(missing)}, which {are} not installed. Run: pip install "triune[studio]"'
             )
-        if browser:
-            webbrowser.open(url)
-        serve(opened, found, host)
-    console.print("Stopped.")
+        from triune.studio.server import is_loopback, listen, serve
+        from triune.studio.session import Studio, quick
+
+        if recipe is None and base is None and not expert:
+            base, expert = "demo:base", [f"{e}=demo:{e}" for e in EXPERTS]
+        if recipe is None and expert and len(expert) < 2:
+            raise UserError(f"The studio moves between experts: name at least two with -e, got {len(expert)}.")
+        with listen(host, port) as found:  # before minutes go into loading
+            start = recipe_of(recipe, base, expert, method or (None if recipe else quick(base, expert)), setting)
+            with console.status("loading the models") if console.is_terminal else nullcontext():
+                opened = Studio(start, out)
+            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            url = f"http://{f'[{shown}]' if ':' in shown else shown}:{found.getsockname()[1]}/"
+            print(f"triune studio: {url}  (Ctrl-C stops it)", flush=True)
+            if not is_loopback(host):
+                console.print(
+                    f"Anyone who reaches {host} can use the models and write into {out}: there is no password.",
+                    soft_wrap=True,
+                )
+            if browser:
+                webbrowser.open(url)
+            serve(opened, found, host)
+
+
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are how the studio ends, also while it loads."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print("Stopped.", file=sys.stderr)
