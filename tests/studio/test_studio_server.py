@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,29 @@ def test_a_wrong_prompt_is_answered_with_a_sentence(asked: dict[str, Any], page:
     assert json.loads(text)["error"].endswith(".")
 
 
+def test_a_sentence_says_where_on_the_page_it_belongs(page: Any) -> None:
+    def refused(point: dict[str, Any], **asked: Any) -> dict[str, Any]:
+        status, _, text = page.ask("/api/answer", {"point": {**POINT, **point}, "prompt": "Who?", **asked})
+        assert status == 422
+        found: dict[str, Any] = json.loads(text)
+        del found["error"]
+        return found
+
+    ties = {"method": "ties", "strength": 1}
+    assert refused({**ties, "parameters": {"density": 2}}) == {"point": True, "parameter": "density"}
+    assert refused({**ties, "parameters": {"lambda": "x"}}) == {"point": True, "parameter": "lambda"}
+    assert refused({"parameters": {"seed": -1}}) == {"point": True, "parameter": "seed"}
+    assert refused({"shares": [0, 0, 0]}) == {"point": True}
+    assert refused({}, prompt="a" * 400) == {}
+    assert refused({}, max_tokens=0) == {}
+
+
+@pytest.mark.parametrize("most", [0, 1025, 2.5, "many", True])
+def test_a_number_of_tokens_is_called_as_on_the_page(most: Any, page: Any) -> None:
+    _, _, text = page.ask("/api/answer", {"point": POINT, "prompt": "Who?", "max_tokens": most})
+    assert json.loads(text)["error"] == f"tokens must be a whole number from 1 to 1,024, got {most!r}."
+
+
 def test_who_leaves_frees_the_model(page: Any) -> None:
     host, port = page.url.removeprefix("http://").split(":")
     body = json.dumps({"point": POINT, "prompt": "Who?", "max_tokens": 200})
@@ -251,11 +276,49 @@ def test_it_stops_cleanly_while_it_answers(number: signal.Signals, start: Any, t
     assert not (tmp_path / "kept").exists()  # nothing was kept, so nothing is there
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_cleanly_while_it_loads(number: signal.Signals, start: Any, toys: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start("studio", "--no-browser", "--port", str(port), *toys.flags, "--out", tmp_path / "kept")
+    for _ in range(3000):  # it listens before it loads
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "Stopped.\n")
+
+
 def test_a_taken_port_is_a_sentence(triune: Any, toys: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         done = triune("studio", "--no-browser", "--port", str(other.getsockname()[1]), *toys.flags)
     assert done.code == 2
     assert "Address already in use. Name another --port; 0 takes a free one." in done.err
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "192.0.2.1", "a" * 70])
+def test_a_host_of_no_machine_or_of_another_is_a_sentence(host: str, triune: Any, toys: Any) -> None:
+    done = triune("studio", "--no-browser", "--port", "0", "--host", host, *toys.flags)
+    assert done.code == 2
+    assert f"--host {host}: " in done.err
+    assert "Name another --host, an address of this machine." in done.err
+    assert "--port" not in done.err
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_file_is_no_place_to_keep_things(inside: str, triune: Any, toys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    done = triune("studio", "--no-browser", "--port", "0", *toys.flags, "-o", file / inside)
+    assert done.code == 2
+    assert f"{file} is no folder. Name another --out." in done.err
+
+
+def test_adapters_are_not_what_it_writes(triune: Any, toys: Any) -> None:
+    done = triune("studio", "--no-browser", "--port", "0", *toys.flags, "--set", "output=lora")
+    assert done.code == 2
+    assert "output=lora: the studio keeps whole models." in done.err
 
 
 def test_one_expert_is_a_sentence(triune: Any, toys: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import json
 import signal
@@ -19,13 +20,13 @@ from time import monotonic
 from typing import Any
 
 from triune._lazy import torch
-from triune.errors import TriuneError, UserError
+from triune.errors import CheckpointError, ParameterError, RecipeError, TriuneError, UserError
 from triune.evals.answers import PROMPTS
 from triune.progress import Advanced, Event, Noted, Started
 from triune.reports.colours import of_experts
 from triune.studio.generate import answers, encode
 from triune.studio.score import score, tasks
-from triune.studio.session import Merge, Point, Stopped, Studio, listening, methods
+from triune.studio.session import Merge, Point, RefusedParameter, Stopped, Studio, listening, methods
 
 LARGEST_BODY = 1 << 16
 MOST_TOKENS = 1024
@@ -66,7 +67,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket to serve on; port 0 takes a free one.
 
     Raises:
-        UserError: the port is taken, or the host is not this machine's.
+        UserError: the port is taken, or the host is unknown or not this machine's.
     """
     found = None
     try:
@@ -75,10 +76,12 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if found:
             found.close()
-        reason = error.strerror or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
+        if found is None or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host}: {reason}. Name another --host, an address of this machine.") from None
         raise UserError(f"--host {host} --port {port}: {reason}. Name another --port; 0 takes a free one.") from None
     return found
 
@@ -220,8 +223,10 @@ class Server:
     async def answer(self, request: Any) -> Any:
         point, asked = await self._asked(request)
         studio, prompt, most = self.studio, asked.get("prompt"), asked.get("max_tokens", 96)
-        if not isinstance(prompt, str) or not isinstance(most, int) or not 1 <= most <= MOST_TOKENS:
-            raise Refused(422, f"prompt must be text, and max_tokens a whole number from 1 to {MOST_TOKENS}.")
+        if not isinstance(prompt, str):
+            raise Refused(422, "The prompt must be text.")
+        if type(most) is not int or not 1 <= most <= MOST_TOKENS:
+            raise Refused(422, f"tokens must be a whole number from 1 to {MOST_TOKENS:,}, got {most!r}.")
         self._not_scoring()
         ids = encode(studio.tokenizer, prompt, most, studio.limit)
 
@@ -360,7 +365,7 @@ class Server:
             except Stopped:
                 pass
             except TriuneError as error:
-                send("failed", {"error": str(error)})
+                send("failed", _told(error))
             except Exception as error:
                 import traceback
 
@@ -409,7 +414,17 @@ def _name(asked: Mapping[str, Any]) -> str:
 async def _say(request: Any, error: Exception) -> Any:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"error": str(error)}, error.status if isinstance(error, Refused) else 422)
+    return JSONResponse(_told(error), error.status if isinstance(error, Refused) else 422)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """What the page shows, and where: errors of the point belong beside it, whatever was asked at it."""
+    told: dict[str, Any] = {"error": str(error)}
+    if isinstance(error, ParameterError | RecipeError | CheckpointError):
+        told["point"] = True
+    if isinstance(error, RefusedParameter):
+        told["parameter"] = error.name
+    return told
 
 
 def serve(studio: Studio, found: socket.socket, host: str) -> None:

@@ -135,6 +135,8 @@ class Studio:
             raise RecipeError("The studio needs the base that the experts were trained from. Add --base MODEL.")
         if not 2 <= len(recipe.experts) <= MOST:
             raise RecipeError(f"The studio mixes 2 to {MOST} experts, got {len(recipe.experts)}. Name others with -e.")
+        if blocked := [place for place in (out, *out.absolute().parents) if place.exists() and not place.is_dir()]:
+            raise UserError(f"--out {out}: {blocked[0]} is no folder. Name another --out.")
         if taken := [e.name for e in recipe.experts if e.name in (BASE, MERGED)]:
             raise RecipeError(f"The page has a model called {taken[0]} already. Give the expert another name.")
         self.out = out
@@ -249,9 +251,17 @@ class Studio:
             raise ParameterError(f"strength must be a number, got {strength!r}.")
         seed = given.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ParameterError(f"seed must be a whole number, 0 or more, got {seed!r}.")
+            raise RefusedParameter("seed", f"seed must be a whole number, 0 or more, got {seed!r}.")
         point = Point(method.name, simplex(shares), float(strength), dict(given))
         values = {k: v for k, v in given.items() if k != "seed"}
+        for name, value in values.items():
+            known = method.parameter(name)
+            if isinstance(value, list):
+                continue
+            try:
+                known.check(value)
+            except ParameterError as error:
+                raise RefusedParameter(name, str(error)) from None
         method.bind(values | self._weights(method, point), len(self.names))
         return point
 
@@ -445,6 +455,11 @@ def _kept(recipe: Recipe) -> dict[str, Any]:
             "tokenizer_source moves the rows of the embeddings, so the base in memory would not fit. "
             "Merge to disk first, or leave it out."
         )
+    if recipe.output != "full":
+        raise RecipeError(
+            f"output={recipe.output}: the studio keeps whole models. Leave it out, and give it to `triune merge` "
+            "with the recipe that you save here."
+        )
     return {k: v for k in KEPT if (v := getattr(recipe, k))}
 
 
@@ -509,6 +524,14 @@ def listening(listener: Listener, stop: Stop) -> Listener:
         listener(event)
 
     return hear
+
+
+class RefusedParameter(ParameterError):
+    """A value that one field of the page's form holds."""
+
+    def __init__(self, name: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.name = name
 
 
 class Stopped(Exception):
