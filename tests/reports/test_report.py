@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ from toy_records import HOSTILE
 from triune.errors import UserError
 from triune.evals import store
 from triune.evals.leaderboard import leaderboard
+from triune.evals.result import Model, Result
 from triune.reports.colours import KINDS, of_experts
 from triune.reports.figures.figure import Figure
 from triune.reports.inputs import read
-from triune.reports.sections import sections_of
+from triune.reports.sections import sections_of, told_of
 
 if TYPE_CHECKING:
     from conftest import Models, Run
@@ -158,7 +160,8 @@ def test_numbers_are_those_of_the_leaderboard(page: Path) -> None:
 def test_proxies_and_slices_are_said_beside_the_figures(page: Path) -> None:
     shown = Page(page.read_text()).text
     said = "Among the numbers are slices, of 10 rows and ≈ proxies (XSTest unsafe)"
-    assert shown.count(said) >= 4
+    assert shown.count(said) == 2  # once for the run, once for the ablation
+    assert shown.count("With slices and ≈ proxies.") == 6  # every figure of these numbers
     assert "Slices, not to be compared with published scores" in shown
 
 
@@ -233,7 +236,12 @@ def test_a_diagnosis_that_is_not_finished(everything: list[Path], tmp_path: Path
     found = read([partial])
     whole = found.diagnoses[0][1].header.tensors
     assert len(found.diagnoses[0][1].tensors) == whole - 1
-    assert found.notes == [f"{partial.name}: the diagnosis is not finished; {whole - 1} of {whole} tensors are."]
+    (note,) = found.notes
+    assert f"{partial.name}: the diagnosis is not finished; {whole - 1} of {whole} tensors are." in note
+    assert read([tmp_path / "diagnosis.jsonl"]).notes == [note]  # by the name that it will have, too
+    partial.write_text("")
+    with pytest.raises(UserError, match="run the same `triune diagnose` again"):
+        read([tmp_path / "diagnosis.jsonl"])
 
 
 @pytest.mark.parametrize("kind", ["merge", "run", "train", "align"])
@@ -349,7 +357,7 @@ def test_markdown_with_images(everything: list[Path], tmp_path: Path, triune: Ru
     assert "my paper (1)-figures/merge-1-norms.png" in linked
     assert all((tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for name in linked)
     assert "\\<script>" in text
-    outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)
+    outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL).partition("<!-- triune report")[0]
     assert not re.search(r"(?<!\\)<(?!br>|ins>|/ins>)", outside)
 
 
@@ -374,6 +382,163 @@ def test_images_alone(everything: list[Path], tmp_path: Path) -> None:
     for path in out.iterdir():
         width = int.from_bytes(path.read_bytes()[16:20])
         assert 400 < width <= 2600, path  # pixels, two for each of the page's
+
+
+# --- what is not overwritten --------------------------------------------------------------------------------------
+
+
+def test_neither_an_input_nor_a_folder_of_triune_takes_images(everything: list[Path], triune: Run) -> None:
+    merged, run = everything[0], everything[2]
+    before = sorted(p.name for p in merged.iterdir())
+    for given, out, words in (
+        (merged, merged, "is an input of this report"),
+        (run, merged, "holds a triune.lock.json"),
+        (merged, run, f"holds a {store_name()}"),
+    ):
+        told = triune("report", given, "-o", out)
+        assert (told.code, words in told.err) == (2, True), told.err
+    assert sorted(p.name for p in merged.iterdir()) == before
+
+
+@pytest.mark.parametrize("ending", ["html", "md"])
+def test_only_a_report_is_written_over(everything: list[Path], tmp_path: Path, triune: Run, ending: str) -> None:
+    out = tmp_path / f"r.{ending}"
+    for _ in range(2):
+        assert triune("report", everything[4], "-o", out).code == 0
+    out.write_text("<html><p>Mine, which names triune report")
+    told = triune("report", everything[4], "-o", out)
+    assert (told.code, "no report of triune" in told.err) == (2, True), told.err
+    assert out.read_text().endswith("names triune report")
+
+
+# --- what is said of results --------------------------------------------------------------------------------------
+
+
+def _results(*models: tuple[str, int, Sequence[str]], split: str = "all") -> list[Result]:
+    """Of each model its name, how many rows of ten it gets right, and on which benchmarks."""
+    return [
+        toy_records._one(b, Model(name, "other", f"f-{name}"), ones, split)
+        for name, ones, benchmarks in models
+        for b in benchmarks
+    ]
+
+
+def _told(folder: Path, results: list[Result], **how: Any) -> tuple[str, str]:
+    """What the figures of scores and of the balance say."""
+    store.add(folder / "r.db", results)
+    blocks = [b for s in sections_of(read([folder / "r.db"]), **how) for b in s.blocks]
+    by_key = {b.key: b.see for b in blocks if isinstance(b, Figure)}
+    return by_key["results-1-scores"], by_key["results-1-radar"]
+
+
+ALL = tuple(toy_records.ROWS)
+
+
+def test_a_model_without_a_score_is_not_compared(tmp_path: Path) -> None:
+    scores, balance = _told(tmp_path, _results(("a", 5, ALL), ("b", 5, ALL[:1])))
+    assert "overlap" not in scores
+    assert "lowest" not in balance
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ((5,), "The interval of the 1 other model overlaps that of the first."),
+        ((0,), "The interval of the 1 other model does not overlap that of the first."),
+        ((9, 9), "The intervals of all 2 others overlap that of the first."),
+        ((0, 0), "The intervals of none of the 2 others overlap that of the first."),
+        ((9, 0), "The interval of 1 of the 2 others overlaps that of the first."),
+        ((9, 9, 0), "The intervals of 2 of the 3 others overlap that of the first."),
+    ],
+)
+def test_how_many_intervals_overlap_that_of_the_first(others: tuple[int, ...], words: str, tmp_path: Path) -> None:
+    first = 5 if others == (5,) else 10
+    models = [(f"m{i}", ones, ALL) for i, ones in enumerate(others)]
+    scores, _ = _told(tmp_path, _results(("first", first, ALL), *models, ("none", 9, ALL[:1])))
+    assert words in scores
+
+
+def test_an_unfinished_run_says_how_far_each_model_is(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text(json.dumps({"name": name, "fingerprint": f"f-{name}"}))
+    tried = _results(("d", 5, ALL[:1]), split="tune")
+    store.add(tmp_path / store_name(), [*_results(("a", 5, ALL), ("b", 5, ALL[:1])), *tried])
+    for given in (tmp_path, tmp_path / store_name()):
+        told = [note.partition(": ")[2] for note in read([given]).notes]
+        assert told == ["b: 1 of 3 benchmarks are measured.", "c: 0 of 3 benchmarks are measured."]
+    shown = triune.report([tmp_path], tmp_path / "r.html").read_text()
+    assert "b: 1 of 3 benchmarks" in shown.partition('class="unfinished"')[2].partition("</ul>")[0]
+
+
+def test_all_rows_count_where_no_setting_was_chosen(tmp_path: Path) -> None:
+    """A run of eval holds all rows and both halves; a run of bench only halves."""
+    plain = [r for split in ("tune", "report", "all") for r in _results(("a", 5, ALL), ("r[x=1]", 5, ALL), split=split)]
+    assert told_of(plain) == "all"
+    assert told_of([*plain, *_results(("b", 5, ALL), split="report")]) == "report"  # b has no other
+    assert told_of([*plain, *_results(("r[x=2]", 5, ALL), split="tune")]) == "report"  # two settings: one was chosen
+    assert told_of(toy_records.results()) == "report"
+    assert told_of(_results(("a", 5, ALL), split="tune")) == "tune"
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (None, "Split all: every row that was measured."),
+        ("report", "Split report: half of the rows; --split all counts all."),
+        ("tune", "Split tune: half of the rows; --split all counts all."),
+    ],
+)
+def test_it_says_which_rows_count(tmp_path: Path, split: str | None, words: str) -> None:
+    store.add(tmp_path / "r.db", [r for s in ("tune", "report", "all") for r in _results(("a", 5, ALL), split=s)])
+    shown = Page(triune.report([tmp_path / "r.db"], tmp_path / "r.html", split=split).read_text()).text
+    assert words in shown
+
+
+def test_settings_that_were_tried_are_no_ablation(everything: list[Path]) -> None:
+    assert [s.title for s in sections_of(read([everything[2]])) if s.key == "ablations"] == ["Settings that were tried"]
+    assert "Ablations" in [s.title for s in sections_of(read([everything[3]]))]
+
+
+# --- what is said of merges and diagnoses -------------------------------------------------------------------------
+
+
+def test_a_merge_that_was_not_checked_says_so(page: Path) -> None:
+    assert "not checked: merged with --no-gate" in Page(page.read_text()).text
+
+
+def test_a_diagnosis_without_effects_speaks_of_no_ranks(models: Models, tmp_path: Path) -> None:
+    experts = [f"{name}={models.root / name}" for name in models.names]
+    recipe = triune.recipe_from_flags(base=str(models.root / "base"), experts=experts)
+    triune.diagnose(recipe, tmp_path / "d.jsonl", effects=[])
+    text = triune.report([tmp_path / "d.jsonl"], tmp_path / "r.html").read_text()
+    assert "diagnosis-1-spectra" in {f["id"] for f in Page(text).all("figure")}
+    for words in ("Over the whole model", "R-TSVM cuts after", "rank kept by", "marks on the floor"):
+        assert words not in text
+
+
+def test_the_middle_of_conflict_is_the_colour_that_the_text_names(page: Path) -> None:
+    shown = Page(page.read_text())
+    specs = json.loads(shown.scripts[0])["specs"]
+    for key in ("diagnosis-1-pairs-conflict-0", "diagnosis-1-pairs-conflict-layers-0"):
+        text = json.dumps(specs[key])
+        assert '"range": ["#542788", "#c8c8c8", "#b35806"]' in text
+    assert "grey is chance" in shown.text
+
+
+def test_advice_has_a_heading_and_no_path(page: Path) -> None:
+    text = page.read_text()
+    assert "<h3>Advice</h3>" in text
+    assert "lab-log.md" not in text
+
+
+def test_it_says_what_it_is_made_of(page: Path, everything: list[Path]) -> None:
+    shown = Page(page.read_text())
+    assert "merged, diagnosis.jsonl and 5 more" in shown.text
+    assert (
+        "Made of merged, diagnosis.jsonl, run, ablation.db, answers.json, train, experiment. "
+        "Newest result: 2025-01-31." in shown.text
+    )
 
 
 def test_a_report_of_nothing_but_a_moved_folder(everything: list[Path], tmp_path: Path) -> None:

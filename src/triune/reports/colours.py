@@ -12,6 +12,8 @@ KINDS: Mapping[str, str] = {
     "mixture": "#b7860b",
     "other": "#5f7f7f",
 }
+APART = ("#542788", "#c8c8c8", "#b35806")
+"""Below, at and above a middle that means something: grey, which is neither a light page's white nor a dark one's black."""
 HS = ("helpful", "honest", "harmless")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ ACCEPTED = (
 )
 ANSWERS = "triune-answers/1"
 """Schema of a file of answers: ``{"schema", "models": [..], "prompts": [{"prompt", "topic", "answers": {model: text}}]}``"""
+PARTIAL = ".partial"
+"""At the end of the name of a diagnosis that is not finished."""
 ROWS = 4
 """Of each benchmark, whose answers are shown side by side."""
 LONGEST = 700
@@ -98,6 +100,8 @@ class Material:
     answers: list[Answers] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
     experiments: list[Experiment] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """What was given, as it is told apart: no path of this machine."""
     notes: list[str] = field(default_factory=list)
     """What is not finished yet, or could not be read."""
 
@@ -111,13 +115,22 @@ def read(paths: Sequence[Path]) -> Material:
     if not paths:
         raise UserError(f"There is nothing to report on. Give {ACCEPTED}.")
     found = Material()
-    for path in dict.fromkeys(p.resolve() for p in paths):
+    for path in dict.fromkeys(_begun(p.resolve()) for p in paths):
         if not path.exists():
             raise UserError(f"There is no {path}. Give {ACCEPTED}.")
         readers = FOLDERS if path.is_dir() else FILES
         if not sum(reader(path, found) for reader in readers):
+            if path.suffix == PARTIAL:
+                raise UserError(f"{path} is not finished and shows nothing yet: run the same `triune diagnose` again.")
             raise UserError(f"{path} is nothing that a report can show. Give {ACCEPTED}.")
+        found.names.append(f"{path.parent.name}/{path.name}" if path.name == store.NAME else path.name)
     return found
+
+
+def _begun(path: Path) -> Path:
+    """``FILE.partial`` where FILE is asked for and only its beginning is there."""
+    partial = path.with_name(path.name + PARTIAL) if path.name else path
+    return partial if partial.is_file() and not path.exists() else path
 
 
 # --- folders: each reader says whether it found something ---------------------------------------------------------
@@ -146,6 +159,25 @@ def _run(folder: Path, found: Material) -> bool:
     if prompts := tuple(_samples(models)):
         found.answers.append(Answers(folder.name, tuple(dict.fromkeys(models.values())), prompts))
     return there or bool(models)
+
+
+def _gaps(name: str, folder: Path, results: Iterable[Result]) -> Iterator[str]:
+    """Models of which fewer benchmarks are measured than of all together; settings that were only tried do not count."""
+    names, measured, tried = dict[str, str](), dict[str, set[str]](), set[str]()
+    for r in results:
+        names[r.model.fingerprint] = r.model.name
+        if r.split == "tune":
+            tried.add(r.model.fingerprint)
+        else:
+            measured.setdefault(r.model.fingerprint, set()).add(r.benchmark)
+    for told in map(_json, sorted(folder.glob("*/model.json"))):  # begun, and perhaps without a result
+        if (fingerprint := str(told.get("fingerprint"))) not in tried:
+            names.setdefault(fingerprint, str(told.get("name")))
+            measured.setdefault(fingerprint, set())
+    whole = len(set().union(*measured.values()))
+    for fingerprint, own in measured.items():
+        if len(own) < whole:
+            yield f"{name}: {names[fingerprint]}: {len(own)} of {whole} benchmarks are measured."
 
 
 def _samples(models: Mapping[Path, str]) -> Iterator[Asked]:
@@ -211,7 +243,7 @@ def _experiment(folder: Path, found: Material) -> bool:
 
 def _beside(folder: Path, found: Material) -> bool:
     """Diagnoses and answers that lie in a folder."""
-    files = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".jsonl", ".partial") and p.is_file()]
+    files = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".jsonl", PARTIAL) and p.is_file()]
     return sum(_diagnosis(p, found) or _answers(p, found) for p in files) > 0
 
 
@@ -226,6 +258,7 @@ def _store(path: Path, found: Material) -> bool:
     name = path.parent.name if path.name == store.NAME else path.stem
     if results:
         found.stores.append(Store(name, results))
+        found.notes += _gaps(name, path.parent if path.name == store.NAME else path, results)
     else:
         found.notes.append(f"{name}: the results store is still empty.")
     return True
@@ -242,7 +275,8 @@ def _diagnosis(path: Path, found: Material) -> bool:
         raise UserError(f"{path} is a damaged diagnosis. Run `triune diagnose` again.") from None
     if len(tensors) < read_so_far.header.tensors:
         found.notes.append(
-            f"{path.name}: the diagnosis is not finished; {len(tensors)} of {read_so_far.header.tensors} tensors are."
+            f"{path.name}: the diagnosis is not finished; {len(tensors)} of {read_so_far.header.tensors} tensors are. Run "
+            "the same `triune diagnose` again to go on."
         )
     if tensors:
         found.diagnoses.append((path.name, read_so_far))

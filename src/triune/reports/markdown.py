@@ -12,9 +12,9 @@ from triune.reports.sections import Block, Code, Ranking, Section, Text
 SPECIAL = {c: f"\\{c}" for c in "\\|*_<`[]"}
 
 
-def markdown(title: str, sections: Sequence[Section], notes: Sequence[str], images: str) -> str:
+def markdown(title: str, sections: Sequence[Section], notes: Sequence[str], images: str, origin: str) -> str:
     """The text; ``images`` is the folder of the figures, as it is linked."""
-    parts = [f"# {escape(title)}", *(f"> {escape(note)}" for note in notes)]
+    parts = [f"# {escape(title)}", escape(origin), *(f"> {escape(note)}" for note in notes)]
     for section in sections:
         parts.append(f"## {escape(section.title)}")
         for block in section.blocks:
@@ -33,6 +33,8 @@ def escape(text: str) -> str:
 
 def _block(block: Block, images: str) -> Iterator[str]:
     if isinstance(block, Text):
+        if block.title:
+            yield f"### {block.title}"
         yield (
             "\n".join(f"- {escape(s)}" for s in block.sentences)
             if len(block.sentences) > 1

@@ -20,7 +20,7 @@ from triune.reports.sections import Code, Ranking, Section, Text
 KINDS = {Text: "text", Code: "code", Table: "table", Figure: "figure", Ranking: "ranking", Answers: "answers"}
 
 
-def html(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
+def html(title: str, sections: Sequence[Section], notes: Sequence[str], origin: str) -> str:
     """The page. All that is drawn stands in it as tables, too, so it can be read without scripts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -39,6 +39,7 @@ def html(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
         scripts.insert(0, _vega())
     return environment.get_template("report.html.j2").render(
         title=title,
+        origin=origin,
         version=__version__,
         sections=sections,
         notes=notes,

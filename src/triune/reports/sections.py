@@ -11,6 +11,7 @@ from triune.diagnostics.advice import advise
 from triune.errors import UserError, did_you_mean
 from triune.evals.leaderboard import Board, leaderboard
 from triune.evals.notes import notes
+from triune.evals.result import SPLITS, Result
 from triune.evals.tables import Section as BoardTable
 from triune.evals.tables import markdown, sections
 from triune.reports import colours
@@ -18,12 +19,16 @@ from triune.reports.figures import balance, changes, conflicts, continual, curve
 from triune.reports.figures.figure import Figure, Table
 from triune.reports.inputs import Answers, Experiment, Material, Merged, Store, Training
 
+LOG = re.compile(r"docs/lab-log\.md")
+"""A path that means nothing where a report is read."""
+
 
 @dataclass(frozen=True)
 class Text:
     """A paragraph; of several sentences that stand for themselves, a list."""
 
     sentences: tuple[str, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def sections_of(found: Material, *, split: str | None = None, reference: str | N
     """All sections of a report.
 
     Args:
-        split: of results; ``report`` where there are any, else ``all``, if not given.
+        split: of results; of each store the one that :func:`told_of` chooses if not given.
         reference: the model that others are compared with; the base if not given.
     """
     ink = colours.of_experts(_experts(found))
@@ -121,11 +126,13 @@ def _merge(key: str, merged: Merged, ink: dict[str, str]) -> Section:
             str(m.get("name")),
             str(m.get("reference")) + (f" at {m['commit'][:12]}" if m.get("commit") else ""),
             str(m.get("licence", "see the model card")),
-            str(m.get("adapter_sha256") or m.get("tensors_sha256") or "")[:16] or None,
+            str(m.get("adapter_sha256") or m.get("tensors_sha256") or "")[:16] or "not read",
         )
         for m in models
     )
     gate: list[dict[str, Any]] = lock.get("gate", [])
+    if not gate:
+        facts["checks"] = "not checked: merged with --no-gate"
     verdict = {True: "passed", False: "FAILED", None: "not run"}
     checks = tuple((str(c["check"]), verdict[c["passed"]], str(c["value"]), str(c["sentence"])) for c in gate)
     return Section(
@@ -150,7 +157,7 @@ def _diagnosis(key: str, name: str, found: Any, ink: dict[str, str]) -> Iterator
     looked = Text(
         (f"{len(found.tensors)} tensors of {experts} beside {found.header.base}, by triune diagnose ({name}).",)
     )
-    told = tuple(f"{a.rule}: {a.sentence} ({a.evidence})" for a in advise(found))
+    told = tuple(f"{a.rule}: {a.sentence} ({LOG.sub('lab log of triune', a.evidence)})" for a in advise(found))
     shown = _kept(
         looked,
         changes.by_layer(key, found),
@@ -163,7 +170,7 @@ def _diagnosis(key: str, name: str, found: Any, ink: dict[str, str]) -> Iterator
         conflicts.matrix(f"{key}-pairs", found),
         conflicts.by_layer(f"{key}-pairs", found),
         conflicts.effects(f"{key}-pairs", found),
-        Text(told) if told else None,
+        Text(told, "Advice") if told else None,
     )
     if between:
         yield Section(f"{key}-pairs", "Where the experts disagree", between)
@@ -172,17 +179,55 @@ def _diagnosis(key: str, name: str, found: Any, ink: dict[str, str]) -> Iterator
 # --- results ------------------------------------------------------------------------------------------------------
 
 
+def told_of(results: Sequence[Result]) -> str:
+    """The split that a report tells of: all rows, except where settings were chosen on a half or only halves are there.
+
+    ``triune eval`` keeps all rows of a model and either half, ``triune bench`` the report half, and of tried settings the
+    tune half.
+    """
+    there = {split: {(r.model.fingerprint, r.benchmark) for r in results if r.split == split} for split in SPLITS}
+    if there["report"] and (_tried(results) or not there["report"] <= there["all"]):
+        return "report"
+    return "all" if there["all"] else "tune"
+
+
+def _tried(results: Sequence[Result]) -> list[Result]:
+    """Results of the settings that were compared on the tune half; none where no method had several."""
+    grid = [r for r in results if r.split == "tune" and re.search(r"\[.+\]$", r.model.name)]
+    several = len({r.model.name for r in grid}) > len({r.model.name.partition("[")[0] for r in grid})
+    return grid if several else []
+
+
+def _counted(store: Store, board: Board) -> str:
+    """Which rows the numbers are of."""
+    if board.split == "all":
+        return "Split all: every row that was measured."
+    there = sorted({r.split for r in store.results} - {board.split}, key=SPLITS.index)
+    other = {
+        "all": "--split all counts all",
+        "report": "--split report shows the other",
+        "tune": "--split tune shows the other",
+    }
+    half = "half of the rows" + ", which no choice of a setting has seen" * bool(
+        board.split == "report" and _tried(store.results)
+    )
+    return f"Split {board.split}: {half}{'; ' * bool(there)}{other[there[-1]] if there else ''}."
+
+
 def _boards(store: Store, split: str | None, reference: str | None) -> tuple[Board, Board | None]:
     """The board that is told, and that of the half on which settings were chosen, where they were."""
-    there = {r.split for r in store.results}
-    told = split or ("report" if "report" in there else "all" if "all" in there else "tune")
+    told = split or told_of(store.results)
     shown = [r for r in store.results if r.split == told]
     names = {name for r in shown for name in (r.model.name, r.model.fingerprint)}
     base = next((r.model.name for r in shown if r.model.kind == "base"), None)
     board = leaderboard(store.results, split=told, reference=reference if reference in names else base)
-    grid = [r for r in store.results if r.split == "tune" and re.search(r"\[.+\]$", r.model.name)]
-    several = len({r.model.name for r in grid}) > len({r.model.name.partition("[")[0] for r in grid})
-    return board, leaderboard(grid, split="tune") if several and told != "tune" else None
+    grid = _tried(store.results)
+    return board, leaderboard(grid, split="tune") if grid and told != "tune" else None
+
+
+def _note(store: Store, board: Board) -> Text:
+    """What holds for all numbers of a section."""
+    return Text((" ".join(filter(None, (_counted(store, board), scores.caveat(board)))),))
 
 
 def _is_ablation(store: Store) -> bool:
@@ -198,6 +243,7 @@ def _results(key: str, store: Store, board: Board, ink: dict[str, str]) -> Secti
         key,
         f"How good it is: {store.name}",
         _kept(
+            _note(store, board),
             scores.overall(key, board, ink),
             balance.radar(key, board, ink),
             balance.ternary(key, board, ink),
@@ -215,14 +261,14 @@ def _ablations(
 ) -> Section | None:
     """Stores that are called ablation, and the settings that were tried in the others."""
     blocks: list[Block | None] = []
-    for i, (_, (board, tuned)) in enumerate([*ablations, *plain], 1):
+    for i, (store, (board, tuned)) in enumerate([*ablations, *plain], 1):
         key = f"ablation-{i}"
         if i <= len(ablations):
-            blocks += [scores.differences(key, board, ink), _ranking(board)]
+            blocks += [_note(store, board), scores.differences(key, board, ink), _ranking(board)]
         if tuned is not None:
-            blocks.append(scores.settings(key, tuned))
+            blocks.append(scores.settings(key, tuned, board.split))
     shown = _kept(*blocks)
-    return Section("ablations", "Ablations", shown) if shown else None
+    return Section("ablations", "Ablations" if ablations else "Settings that were tried", shown) if shown else None
 
 
 # --- answers, trainings, experiments ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from triune.evals.benchmark import HS
 from triune.evals.leaderboard import Board, Line
 from triune.reports.figures.figure import Figure, Panel, Table, chart
-from triune.reports.figures.scores import PERCENT, caveat, colour_of, legend_of, shown
+from triune.reports.figures.scores import PERCENT, colour_of, legend_of, mark, shown
 
 SHAPES = {"base": "cross", "specialist": "circle", "merge": "diamond", "mixture": "square", "other": "triangle-up"}
 SIDE = 330
@@ -56,23 +56,28 @@ def radar(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None:
     top = 10 * max(1, math.ceil(10 * max(line.cells[h].found.value for line in lines for h in HS)))
     there = {name: group for name, group in groups.items() if group} or {"": []}
     panels = [Panel(name, _radar([*base, *group], top, experts), True) for name, group in there.items()]
-    low = {line.label: line.balance for line in lines}
-    worst = {balance[0] for balance in low.values() if balance}
-    told = (
-        f"Every model is lowest on {next(iter(worst))}."
-        if len(worst) == 1
-        else "Models differ in where they are lowest."
-    )
     return Figure(
         f"{key}-radar",
         "Helpful, honest, harmless",
-        f"Percent from the centre outwards, rings every {_ring(top)}. {told} Whether models "
-        "differ is in the figures with intervals." + caveat(board),
+        f"Percent from the centre outwards, rings every {_ring(top)}.{_lowest(board)} Whether models "
+        "differ is in the figures with intervals." + mark(board),
         panels,
         _table(lines),
         legend={line.label: colour_of(line, experts) for line in lines},
         columns=2,
     )
+
+
+def _lowest(board: Board) -> str:
+    """On which H models are lowest, in a sentence; empty where there are not several to say it of."""
+    there = complete(board)
+    if len(there) < 2:
+        return ""
+    worst = {line.balance[0] for line in there if line.balance}
+    if len(worst) > 1:
+        return " Models differ in where they are lowest."
+    who = "Every model" if len(there) == len(board.lines) else f"Each of the {len(there)} models that have all three"
+    return f" {who} is lowest on {worst.pop()}."
 
 
 def _kind(line: Line, experts: Mapping[str, str]) -> str:
@@ -215,7 +220,7 @@ def ternary(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None
         "Balance",
         f"The proportions of {what}; a third of each is the balance. Only the part of the triangle that holds models "
         f"is shown, so that small differences look large: its sides span {side} of 100 points. The scores' intervals "
-        "hold here, too.",
+        "hold here, too." + mark(board),
         [Panel("", alt.layer(*layers).properties(width=WIDE, height=round(WIDE * 1.16 / 1.66)), True)],
         Table(f"Proportions of {what}", heads, rows),
         legend=legend_of(lines, experts),
@@ -333,7 +338,7 @@ def pareto(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None:
         f"{key}-pareto",
         "Pareto fronts",
         "Models on two of the three Hs, with 95% intervals, bolder for those that no other beats on both: the dashed "
-        "line joins them, and the table names them. Where crosses overlap, that may be chance." + caveat(board),
+        "line joins them, and the table names them. Where crosses overlap, that may be chance." + mark(board),
         panels,
         Table("Models on the fronts", ("of", "model"), tuple(rows)),
         legend=legend_of(lines, experts),

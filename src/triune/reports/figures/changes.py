@@ -39,13 +39,14 @@ def heat(
     columns: Sequence[Any],
     form: str = ".2~g",
     domain: Sequence[float] | None = None,
-    scheme: str = "viridis",
+    colours: Sequence[str] = (),
 ) -> Any:
-    """A heat map whose rows and columns keep their order."""
+    """A heat map whose rows and columns keep their order; in viridis, or from the first to the last of ``colours``."""
     import altair as alt
 
     step = max(1, round(len(columns) / 6))
-    scale = alt.Scale(scheme=scheme, **({"domain": list(domain)} if domain else {}))
+    ramp = {"range": list(colours), "interpolate": "lab"} if colours else {"scheme": "viridis"}
+    scale = alt.Scale(**ramp, **({"domain": list(domain)} if domain else {}))
     return (
         chart(records)
         .mark_rect()

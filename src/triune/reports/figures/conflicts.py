@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from triune.diagnostics.records import Diagnosis, effects_table
+from triune.reports.colours import APART
 from triune.reports.figures.changes import heat, layers_of
 from triune.reports.figures.figure import Figure, Panel, Table, chart
 
@@ -27,7 +28,7 @@ def numbers(
 ) -> Any:
     """A matrix of numbers on colours: records of ``column``, ``row`` and ``value``; ``domain`` is lowest, middle, highest.
 
-    Two colours meet in white at the middle; without a middle (the lowest again) the colours go one way.
+    Two colours meet in grey at the middle; without a middle (the lowest again) the colours go one way.
     """
     import altair as alt
 
@@ -37,9 +38,8 @@ def numbers(
     y = alt.Y("row:N", sort=list(rows), title=None, axis=alt.Axis(domain=False, ticks=False))
     low, middle, high = domain
     balanced = middle != low
-    scale = alt.Scale(
-        domain=list(domain) if balanced else [low, high], scheme="purpleorange" if balanced else "viridis", clamp=True
-    )
+    ramp = {"range": list(APART), "interpolate": "lab"} if balanced else {"scheme": "viridis"}
+    scale = alt.Scale(domain=list(domain) if balanced else [low, high], clamp=True, **ramp)
     dark = f"abs(datum.value - {middle}) > {0.6 * (high - middle)}" if balanced else f"datum.value < {(low + high) / 2}"
     cells = (
         chart(records)
@@ -76,7 +76,7 @@ def matrix(key: str, found: Diagnosis) -> Figure | None:
         f"{key}-conflict",
         "Conflict between experts",
         f"{names[worst[0]]} and {names[worst[1]]} disagree most: {share:.1%} of the entries that both change have "
-        "opposite signs. White is what experts that know nothing of each other would have: 50%, a loss of 29% in the "
+        "opposite signs. Grey is what experts that know nothing of each other would have: 50%, a loss of 29% in the "
         "sum, a cosine of 0.",
         panels,
         Table("Means over the model, weighted by entries", ("measure", "expert", "expert ", "value"), tuple(table)),
@@ -104,12 +104,12 @@ def by_layer(key: str, found: Diagnosis) -> Figure | None:
         columns=list(layers),
         form=".0%",
         domain=(0.5 - far, 0.5, 0.5 + far),
-        scheme="purpleorange",
+        colours=APART,
     )
     return Figure(
         f"{key}-conflict-layers",
         "Conflict by layer",
-        f"Share of opposite signs; white is chance, 50%. The most is in layer {top[1]}, between "
+        f"Share of opposite signs; grey is chance, 50%. The most is in layer {top[1]}, between "
         f"{top[0].replace(', ', ' and ')}: {known[top]:.1%}.",
         [Panel("", plot)],
         Table(

@@ -34,14 +34,26 @@ def shown(cell: Cell) -> str:
 
 def caveat(board: Board) -> str:
     """What a reader must know of these numbers, in a sentence; empty where all are of whole benchmarks and official."""
+    sliced, proxies = _reserves(board)
+    told = [f"slices, of {' to '.join(map(str, dict.fromkeys((sliced[0], sliced[-1]))))} rows"] if sliced else []
+    told += [f"≈ proxies ({', '.join(proxies)})"] if proxies else []
+    return f"Among the numbers are {' and '.join(told)}: see the notes of the leaderboard." if told else ""
+
+
+def mark(board: Board) -> str:
+    """What stands in a figure of such numbers; the section's :func:`caveat` says the rest."""
+    sliced, proxies = _reserves(board)
+    told = " and ".join(["slices"] * bool(sliced) + ["≈ proxies"] * bool(proxies))
+    return f" With {told}." if told else ""
+
+
+def _reserves(board: Board) -> tuple[list[int], list[str]]:
+    """The sizes of slices, smallest first, and the titles of benchmarks whose number is not the official one."""
     columns = [c for c in board.columns if c.level == "benchmark"]
     results = [r for c in columns for r in board.results(c)]
     full = {c.name: c.benchmarks[0].items for c in columns}
     sliced = sorted(r.n for r in results if r.n < full[r.benchmark])
-    proxies = dict.fromkeys(c.title for c in columns if any(r.proxy for r in board.results(c)))
-    told = [f"slices, of {' to '.join(map(str, dict.fromkeys((sliced[0], sliced[-1]))))} rows"] if sliced else []
-    told += [f"≈ proxies ({', '.join(proxies)})"] if proxies else []
-    return f" Among the numbers are {' and '.join(told)}: see the notes of the leaderboard." if told else ""
+    return sliced, [c.title for c in columns if any(r.proxy for r in board.results(c))]
 
 
 SHARE: Mapping[str, Any] = {"domain": [-0.04, 1.04], "nice": False}
@@ -106,28 +118,36 @@ def overall(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None
         ]
         panels.append(Panel(column.title, dots(records, rows=order, title=PERCENT)))
     first = columns[0]
-    top = board.lines[0].cells.get(first.name)
     rows = tuple(
         (line.label, line.model.kind, *(shown(line.cells[c.name]) if c.name in line.cells else None for c in columns))
         for line in board.lines
     )
     see = "Means with their 95% intervals; all count higher as better, and models stand in the order of their rank."
-    if top is not None and first.level == "overall" and len(board.lines) > 1:
-        overlapping = [
-            line.label
-            for line in board.lines[1:]
-            if first.name in line.cells and line.cells[first.name].found.high >= top.found.low
-        ]
-        see += f" {len(overlapping)} of the other {len(board.lines) - 1} models' intervals overlap that of the first."
+    if first.level == "overall":
+        see += _overlap([line.cells[first.name] for line in board.lines if line.rank is not None])
     return Figure(
         f"{key}-scores",
         "Scores with their intervals",
-        see + caveat(board),
+        see + mark(board),
         panels,
         Table("Means in percent, with 95% intervals", ("model", "kind", *(c.title for c in columns)), rows),
         legend=legend_of(board.lines, experts),
         columns=2,
     )
+
+
+def _overlap(ranked: Sequence[Cell]) -> str:
+    """How sure the first place is, in a sentence; empty where nothing is behind it. Models without a rank do not count."""
+    if len(ranked) < 2:
+        return ""
+    others = len(ranked) - 1
+    near = sum(cell.found.high >= ranked[0].found.low for cell in ranked[1:])
+    if others == 1:
+        return f" The interval of the 1 other model {'overlaps' if near else 'does not overlap'} that of the first."
+    if near in (0, others):
+        return f" The intervals of {'all' if near else 'none of the'} {others} others overlap that of the first."
+    of = "The interval of 1" if near == 1 else f"The intervals of {near}"
+    return f" {of} of the {others} others {'overlaps' if near == 1 else 'overlap'} that of the first."
 
 
 def differences(key: str, board: Board, experts: Mapping[str, str]) -> Figure | None:
@@ -162,12 +182,14 @@ def differences(key: str, board: Board, experts: Mapping[str, str]) -> Figure | 
             panels.append(Panel(column.title, plot))
     if not panels:
         return None
+    count = f"{sure} of these {made} differences {'is' if sure == 1 else 'are'}"
+    if made == 1:
+        count = f"the difference is{'' if sure else ' not'}"
     return Figure(
         f"{key}-differences",
         f"Difference from {board.reference}",
         f"Percentage points on the rows that both models answered, with 95% intervals; right of 0 is better than "
-        f"{board.reference}. After Holm's correction {sure} of these {made} differences are more than chance explains."
-        + caveat(board),
+        f"{board.reference}. After Holm's correction {count} more than chance explains." + mark(board),
         panels,
         Table(
             f"Differences from {board.reference}", ("mean of", "model", "points, interval, corrected p"), tuple(rows)
@@ -177,8 +199,12 @@ def differences(key: str, board: Board, experts: Mapping[str, str]) -> Figure | 
     )
 
 
-def settings(key: str, board: Board) -> Figure | None:
-    """What each setting of a method scored where settings are chosen: models named ``method[key=value]``."""
+def settings(key: str, board: Board, told: str) -> Figure | None:
+    """What each setting of a method scored where settings are chosen: models named ``method[key=value]``.
+
+    Args:
+        told: the split that the rest of the report tells of.
+    """
     import altair as alt
 
     columns = {c.name: c for c in board.columns if c.level == "overall"} or {
@@ -222,9 +248,11 @@ def settings(key: str, board: Board) -> Figure | None:
     rows = tuple((r["method"], r["setting"], r["text"], r["chosen"]) for r in records)
     return Figure(
         f"{key}-settings",
-        "Settings that were tried",
+        "What each setting scored",
         f"{column.title} on the {board.split} half of the rows, with 95% intervals; the filled point is the best of "
-        "each method. The numbers told elsewhere are of the other half, which no choice has seen.",
+        "each method."
+        + " The numbers told elsewhere are of the other half, which no choice has seen."
+        * (told == "report"),
         panels,
         Table(f"Settings on the {board.split} half", ("method", "setting", f"{column.title}, percent", "is"), rows),
         columns=3,

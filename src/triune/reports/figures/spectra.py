@@ -26,13 +26,12 @@ def spectra(key: str, found: Diagnosis, colours: Mapping[str, str]) -> Figure | 
     points = [s for t in tensors for e in t.experts for _, s in e.knots or () if s > 0]
     last = max(i for t in tensors for e in t.experts for i in (*(i for i, _ in e.knots or ()), *e.ranks.values()))
     floor = 0.4 * min(points)
+    ticks = range(1, last + 1) if last <= 10 else [n for p in range(6) for n in (10**p, 3 * 10**p) if n <= 1.15 * last]
     x = alt.X(
         "index:Q",
         title="index of the singular value",
         scale=alt.Scale(type="log", domain=[1, 1.15 * last], nice=False),
-        axis=alt.Axis(
-            format="d", grid=False, values=[n for p in range(6) for n in (10**p, 3 * 10**p) if n <= 1.15 * last]
-        ),
+        axis=alt.Axis(format="d", grid=False, values=list(ticks)),
     )
     y = alt.Y(
         "share:Q",
@@ -67,20 +66,31 @@ def spectra(key: str, found: Diagnosis, colours: Mapping[str, str]) -> Figure | 
             .mark_point(filled=True, size=80, opacity=0.85)
             .encode(x=x, y=y, color=colour, shape=shape, tooltip=["method:N", *tip])
         )
-        panels.append(Panel(tensor.projection, alt.layer(line, mark).properties(height=170)))
+        plot = alt.layer(line, mark) if methods else line
+        panels.append(Panel(tensor.projection, plot.properties(height=170)))
     kept = [(m, [e.ranks[m] for t in found.tensors for e in t.experts if m in e.ranks]) for m in methods]
     where = f"of layer {middle}, the middle one" if middle is not None else "of the first matrices"
     return Figure(
         f"{key}-spectra",
-        "Spectra and the ranks chosen",
-        f"Singular values {where}, each over the largest; marks on the floor show at which rank a method cuts. Over "
-        f"the whole model: {'; '.join(f'{m} keeps {_range(ranks)}' for m, ranks in kept)}. R-TSVM cuts after damping "
-        "outliers, which gives a low-rank delta a higher rank.",
+        "Spectra and the ranks chosen" if methods else "Spectra",
+        f"Singular values {where}, each over the largest{_cuts(kept)}.",
         panels,
         Table(f"Ranks {where}", ("tensor", "expert", "rank", "effective rank", *methods), tuple(rows)),
         legend={n: colours[n] for n in names},
         columns=3,
     )
+
+
+def _cuts(kept: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """What the marks are, and the ranks over the whole model; empty of a diagnosis without effects."""
+    if not kept:
+        return ""
+    told = (
+        "; marks on the floor show at which rank a method cuts. Over the whole model: "
+        f"{'; '.join(f'{m} keeps {_range(ranks)}' for m, ranks in kept)}"
+    )
+    damped = ". R-TSVM cuts after damping outliers, which gives a low-rank delta a higher rank"
+    return told + damped * any(m == "r_tsvm" for m, _ in kept)
 
 
 def _range(values: Sequence[int]) -> str:
