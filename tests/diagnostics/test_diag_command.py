@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import triune as api
 from triune.diagnostics.advice import advise
@@ -117,6 +118,24 @@ def test_advice(models: Models, write: Any, tmp_path: Path) -> None:
     assert rules.count("sign conflict") == 2
     assert rules.count("near duplicates") == 1
     assert rules.count("unequal experts") == 1
+
+
+def test_advice_of_several_pairs_is_one_sentence(models: Models, write_adapter: Any, tmp_path: Path) -> None:
+    """Adapters with one A and a B each: rows are shared, columns are not."""
+    tensor = "model.layers.0.mlp.up_proj.weight"
+    for seed, name in enumerate(models.names):
+        write_adapter(tmp_path / name, {tensor: (48, 32)}, seed=seed)
+        factors = load_file(tmp_path / name / "adapter_model.safetensors")
+        a = next(n for n in factors if "lora_A" in n)
+        factors[a] = torch.eye(2, 32)
+        save_file(factors, tmp_path / name / "adapter_model.safetensors", metadata={"format": "pt"})
+    experts = [f"{n}={tmp_path / n}" for n in models.names]
+    recipe = api.recipe_from_flags(base=str(models.root / "base"), experts=experts, method="tsvm")
+    (advice,) = [a for a in advise(diagnose(recipe, effects=[])) if a.rule == "shared space"]
+    assert advice.sentence.startswith(
+        "helpful and honest; helpful and harmless; honest and harmless share their right singular space (overlap 1.00) "
+        "but not the left one (0."
+    )
 
 
 def test_json(models: Models, triune: Run) -> None:

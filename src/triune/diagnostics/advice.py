@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -60,18 +60,31 @@ def _duplicates(d: Diagnosis) -> Iterator[Advice]:
 
 
 def _shared_space(d: Diagnosis) -> Iterator[Advice]:
-    for pair in d.pairs:
-        sides = {s: d.pair_mean(_matrices(d), pair, f"{s}_overlap") for s in ("left", "right")}
-        for side, other in (("left", "right"), ("right", "left")):
-            same, apart = sides[side], sides[other]
-            if same is not None and apart is not None and same >= SHARED_SPACE and apart <= APART:
-                yield Advice(
-                    "shared space",
-                    f"{_pair(d, pair)} share their {side} singular space (overlap {same:.2f}) but not the {other} one "
-                    f"({apart:.2f}), as adapters do that started from one seed. TSVM and R-TSVM turn such directions away; "
-                    "task_arithmetic adds them up. Train with a different seed for each expert.",
-                    "docs/lab-log.md, 2026-11-24",
-                )
+    overlaps = {p: {s: d.pair_mean(_matrices(d), p, f"{s}_overlap") for s in ("left", "right")} for p in d.pairs}
+    for side, other in (("left", "right"), ("right", "left")):
+        found = {
+            pair: (same, apart)
+            for pair, sides in overlaps.items()
+            if (same := sides[side]) is not None and (apart := sides[other]) is not None
+            if same >= SHARED_SPACE and apart <= APART
+        }
+        if found:
+            shared, separate = map(_range, zip(*found.values(), strict=True))
+            pairs = "; ".join(_pair(d, pair) for pair in found)
+            yield Advice(
+                "shared space",
+                f"{pairs} share their {side} singular space (overlap {shared}) but not the {other} one ({separate}), as adapters do that started from one seed. TSVM and R-TSVM turn such "
+                "directions away; task_arithmetic adds them up. Train with a different seed for each expert.",
+                "docs/lab-log.md, 2026-11-24",
+            )
+
+
+def _range(values: Sequence[float]) -> str:
+    """
+    >>> _range([0.981, 0.94]), _range([0.981])
+    ('0.94 to 0.98', '0.98')
+    """
+    return " to ".join(dict.fromkeys(f"{pick(values):.2f}" for pick in (min, max)))
 
 
 def _outliers(d: Diagnosis) -> Iterator[Advice]:
