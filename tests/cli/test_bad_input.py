@@ -184,6 +184,12 @@ def test_parameters_along_the_layers_with_a_threshold_of_the_whole_model(
 # --- flags ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["merge", "plan"])
+def test_a_shard_size_whose_unit_was_left_out(triune: Run, models: Models, tmp_path: Path, command: str) -> None:
+    told = triune(command, *models.flags, "--method", "ties", "--shard-size", "5", tmp_path / "out")
+    refused(told, tmp_path / "out", "--shard-size 5 is 5 bytes. Did you mean 5GB?")
+
+
 @pytest.mark.parametrize("size", ["much", "12QB", "-1GB", "0", "1.2.3GB", "9" * 400 + "GB"])
 @pytest.mark.parametrize("flag", ["--max-memory", "--shard-size"])
 def test_nonsense_size(merge: Any, models: Models, tmp_path: Path, flag: str, size: str) -> None:

@@ -108,6 +108,17 @@ def _labelled(experts: list[str]) -> list[str]:
     return found
 
 
+def shard_bytes_of(text: str) -> int:
+    """Of ``--shard-size``. A number without a unit that means less than 1 MB was meant in another unit."""
+    from triune.engine.budget import parse_bytes
+    from triune.errors import UserError
+
+    size = parse_bytes(text)
+    if size < 10**6 and text.strip()[-1].isdigit():
+        raise UserError(f"--shard-size {text} is {size} bytes. Did you mean {text.strip()}GB?")
+    return size
+
+
 def memory_of(text: str | None) -> int | None:
     from triune.engine.budget import parse_bytes
 

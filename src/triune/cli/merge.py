@@ -26,6 +26,7 @@ from triune.cli._options import (
     memory_of,
     recipe_of,
     refuse_models,
+    shard_bytes_of,
 )
 
 Paths = Annotated[
@@ -62,7 +63,6 @@ def merge(
     import json
 
     from triune.cli._show import Bar, console, result_json, show_result
-    from triune.engine.budget import parse_bytes
     from triune.engine.cache import idle
     from triune.errors import CheckFailed, RecipeError, UserError
 
@@ -96,7 +96,7 @@ def merge(
             device=device,
             max_memory=limit,
             max_device_memory=memory_of(max_device_memory),
-            shard_bytes=parse_bytes(shard_size),
+            shard_bytes=shard_bytes_of(shard_size),
             gate=gate,
             listener=bar,
             executor=runs,

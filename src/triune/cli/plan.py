@@ -24,6 +24,7 @@ from triune.cli._options import (
     memory_of,
     recipe_of,
     refuse_models,
+    shard_bytes_of,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def plan(
     from rich.console import Console
 
     from triune.cli._show import plan_json, plan_table
-    from triune.engine.budget import default_limit, device_limits, human, parse_bytes
+    from triune.engine.budget import default_limit, device_limits, human
     from triune.engine.cores import available_cores, pick_devices
     from triune.engine.costs import calibrate, classes
     from triune.engine.journal import is_finished, refuse_occupied
@@ -84,7 +85,7 @@ def plan(
     made = make_plan(
         recipe_of(file, base, expert, method, setting),
         memory_limit=limit,
-        shard_bytes=parse_bytes(shard_size),
+        shard_bytes=shard_bytes_of(shard_size),
         devices=devices,
     )
     if given and not is_finished(made, Path(given[0])):
