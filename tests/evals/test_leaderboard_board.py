@@ -105,6 +105,16 @@ def test_what_no_model_has_is_said(whole: Whole, make: Make) -> None:
     assert note(board, "Measured, but") == "Measured, but not of triune_3h_offline: mt_bench."
 
 
+def test_what_fell_into_the_other_half_is_said(whole: Whole, make: Make) -> None:
+    """Of a few rows, those of a benchmark may all be of one half: that is another thing than not measured."""
+    report = [r for r in whole(OURS) if r.benchmark not in ("humaneval", "mmlu")]
+    board = leaderboard([*report, make("mmlu", OURS, 1, split="tune"), make("mmlu", OURS, 1, split="all")])
+    assert note(board, "Measured, but on") == (
+        "Measured, but on no row of the half report: MMLU; --split all counts all rows."
+    )
+    assert note(board, "Of triune_3h_offline") == "Of triune_3h_offline, measured for no model: HumanEval."
+
+
 def test_one_column_is_measured_in_one_way(whole: Whole, make: Make) -> None:
     """Two models by phrases and one by a judge: the column is by phrases, and the third has a gap there."""
     third = Model("third", "merge", "f-third")

@@ -105,6 +105,8 @@ class Board:
     """Of the group, for every model."""
     outside: tuple[str, ...]
     """Benchmarks that were measured and are not of the group."""
+    other_half: tuple[Benchmark, ...] = ()
+    """Those of the unmeasured that were measured, but on no row of this half."""
 
     def results(self, column: Column) -> list[Result]:
         """The results that a benchmark's column shows."""
@@ -134,6 +136,7 @@ def leaderboard(
     Raises:
         UserError: no result of that split or group, or no such reference.
     """
+    results = list(results)
     kept = _newest(results, split)
     models = {r.model.fingerprint: r.model for r in sorted(kept, key=lambda r: (r.when, r.key))}
     labels = _labels(models)
@@ -162,7 +165,9 @@ def leaderboard(
     unmeasured = tuple(b for b in benchmarks if b.name not in table)
     outside = tuple(sorted({r.benchmark for r in kept} - {b.name for b in benchmarks}))
     versus = None if against is None else labels[against]
-    return Board(name, split, versus, columns, tuple(lines), others, unmeasured, outside)
+    whole = {r.benchmark for r in results if r.split == "all"}
+    other_half = tuple(b for b in unmeasured if b.name in whole)
+    return Board(name, split, versus, columns, tuple(lines), others, unmeasured, outside, other_half)
 
 
 def _newest(results: Iterable[Result], split: str) -> list[Result]:

@@ -71,8 +71,11 @@ def _gaps(board: Board, columns: list[Column]) -> Iterator[str]:
         yield f"† is a mean over fewer benchmarks than other models', and has no rank: {'; '.join(unscored)}."
     if uncompared:
         yield f"Not compared with {board.reference}, for want of scores of the same rows: {'; '.join(uncompared)}."
-    if board.unmeasured:
-        yield f"Of {board.group}, measured for no model: {', '.join(b.title for b in board.unmeasured)}."
+    if board.other_half:
+        titles = ", ".join(b.title for b in board.other_half)
+        yield f"Measured, but on no row of the half {board.split}: {titles}; --split all counts all rows."
+    if never := [b.title for b in board.unmeasured if b not in board.other_half]:
+        yield f"Of {board.group}, measured for no model: {', '.join(never)}."
     if board.outside:
         yield f"Measured, but not of {board.group}: {', '.join(board.outside)}."
     if board.left_out:
