@@ -20,8 +20,11 @@ from triune.evals import outcomes, scoring, store
 from triune.evals.backends import Transformers
 from triune.evals.benchmark import BENCHMARKS
 from triune.evals.harness import Task, hushed
+from triune.evals.models import Candidate, Weights, with_kinds
 from triune.evals.result import Model
 from triune.evals.rows import MINI, half_of, selected
+from triune.evals.run import How
+from triune.evals.run import Run as Measuring
 from triune.evals.samples import Answers
 from triune.evals.tasks import TASKS
 from triune.progress import Event, Noted, Started
@@ -238,7 +241,10 @@ def test_from_python(chats: Chats) -> None:
         [chats.base, chats.other], names=["one", "two"], tasks=["arc_easy"], limit=3, listener=events.append
     )
     assert {(r.model.name, r.split) for r in found} >= {("one", "all"), ("two", "all")}
-    assert [e.phase for e in events if isinstance(e, Started)] == ["ARC-Easy of one", "ARC-Easy of two"]
+    assert [e.phase for e in events if isinstance(e, Started)] == [
+        "ARC-Easy of one, requests",
+        "ARC-Easy of two, requests",
+    ]
     asked = sum(len(row["choices"]) for row in selected("arc_easy")[:3])
     assert [e.total for e in events if isinstance(e, Started)] == [asked, asked]
     assert sum(e.amount for e in events if type(e).__name__ == "Advanced") == 2 * asked
@@ -353,6 +359,33 @@ def recipe(chats: Chats, tmp_path: Path) -> Path:
         f"models:\n- model: {chats.other}\n- model: {chats.base}+{chats.adapter}\n"
     )
     return path
+
+
+def test_what_kind_of_model_each_is(recipe: Path, chats: Chats, triune: Run, tmp_path: Path) -> None:
+    """By what the models of one command are to each other; what a model is called in a store does not hang on it."""
+    assert triune("merge", recipe, "--quiet", "--no-gate", tmp_path / "done").code == 0
+    texts = [str(p) for p in (chats.base, chats.adapter, chats.other, tmp_path / "done")]
+    measuring = Measuring(How(tasks="arc_easy"), tmp_path / "run")
+    together, alone = measuring.candidates(texts), [measuring.candidates([text])[0] for text in texts]
+    assert [c.model.kind for c in together] == ["base", "other", "other", "merge"]
+    assert alone[0].model.kind == "other"
+    assert [c.model.fingerprint for c in together] == [c.model.fingerprint for c in alone]
+    assert [c.model.kind for c in measuring.candidates([str(chats.base), str(recipe)])] == ["base", "merge"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "specialty"),
+    [
+        ("demo:base", "base", ""),
+        ("demo:honest", "specialist", "honest"),
+        ("demo:base+demo:helpful", "specialist", "helpful"),
+        ("demo:mix-hummer", "mixture", ""),
+    ],
+)
+def test_the_demo_models_are_known(text: str, kind: str, specialty: str, tmp_path: Path) -> None:
+    adapter = None if text == "demo:base" else tmp_path / "adapter"
+    found = Candidate(Model("m", "other", "f"), text, Weights(tmp_path, adapter))
+    assert with_kinds([found])[0].model == Model("m", kind, "f", specialty)
 
 
 def test_a_recipe_is_merged_measured_and_removed(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triune import __version__
@@ -14,8 +14,10 @@ from triune.checkpoint.identity import identity
 from triune.checkpoint.index import open_checkpoint, read_json
 from triune.checkpoint.lora import check_base, open_adapter
 from triune.checkpoint.ref import ModelRef, resolve_reference
+from triune.engine.journal import LOCK
 from triune.engine.plan import make_plan
 from triune.errors import UserError
+from triune.evals.benchmark import HS
 from triune.evals.result import Model
 from triune.recipes import Recipe, load_recipe
 
@@ -128,6 +130,33 @@ def merged(recipe: Recipe, *, name: str, reference: str = "", kind: str = "merge
 def served(text: str, url: str, *, name: str = "") -> Candidate:
     """A model behind an endpoint: all that is known of it is what it is called there."""
     return Candidate(Model(name or text, "other", f"{text} at {url}"), text)
+
+
+def with_kinds(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Say of each what it is, as far as that can be known: ``demo:NAME`` by its name, the folder of a finished merge, and
+    what another of the models is an adapter on or a merge from. Fingerprints stay, and what was measured with them.
+    """
+    found = list(candidates)
+    bases = {c.weights.folder.resolve() for c in found if c.weights and c.weights.adapter}
+    for recipe in filter(None, (c.recipe for c in found)):
+        if recipe.base is not None and (folder := resolve_reference(recipe.base, recipe.folder).folder):
+            bases.add(folder.resolve())
+    return [replace(c, model=replace(c.model, **_kind(c, bases))) if c.weights else c for c in found]
+
+
+def _kind(candidate: Candidate, bases: Collection[Path]) -> dict[str, str]:
+    weights, last = candidate.weights, candidate.reference.rpartition("+")[2]
+    demo = last.removeprefix("demo:") if last.startswith("demo:") else ""
+    assert weights is not None
+    if demo in HS:
+        return {"kind": "specialist", "specialty": demo}
+    if demo.startswith("mix-"):
+        return {"kind": "mixture"}
+    if ((weights.adapter or weights.folder) / LOCK).exists():
+        return {"kind": "merge"}
+    if demo == "base" or (weights.adapter is None and weights.folder.resolve() in bases):
+        return {"kind": "base"}
+    return {}
 
 
 def check_names(candidates: Iterable[Candidate], advice: str) -> None:

@@ -26,7 +26,7 @@ from triune.evals import outcomes, samples, store
 from triune.evals.backends import Backend, make
 from triune.evals.benchmark import BENCHMARKS, GROUPS, Benchmark
 from triune.evals.harness import PREFIX, Task, load, require_lm_eval
-from triune.evals.models import Candidate, Weights, check_names, find, served
+from triune.evals.models import Candidate, Weights, check_names, find, served, with_kinds
 from triune.evals.result import Result
 from triune.evals.rows import HUB, MINI, Half, half_of, source
 from triune.evals.samples import Answers
@@ -204,7 +204,7 @@ class Run:
             raise UserError(f"--name is given {len(names)} times for {len(texts)} models. Give one for each, or none.")
         pairs = zip(texts, names or [""] * len(texts), strict=True)
         url = self.how.url
-        found = [served(text, url, name=name) if url else find(text, name=name) for text, name in pairs]
+        found = with_kinds(served(text, url, name=name) if url else find(text, name=name) for text, name in pairs)
         check_names(found, "Give one --name for each model.")
         for candidate in found:
             self.check(candidate)
@@ -361,7 +361,9 @@ class Run:
                 "benchmark out with --tasks."
             )
         start, cut = monotonic(), getattr(lm, "cut", 0)
-        self.listener(Started(title, task.requests(job.missing), unit="answers"))
+        count = task.requests(job.missing)
+        what = title if count == len(job.missing) else f"{title}, requests"  # one for each choice, or each turn
+        self.listener(Started(what, count, unit="answers"))
         with memory_advice(f"Out of memory at {title}", "Give a smaller --batch, or --device cpu."):
             fresh = task.run(lm, job.missing, self.how.seed, lambda n: self.listener(Advanced(n)))
         self.listener(Finished(title))
