@@ -52,13 +52,20 @@ def address(studio: Open, toy: tuple[str, ...]) -> str:
     return studio(*toy)
 
 
+@pytest.fixture
+def tab(chromium: Any) -> Iterator[Any]:
+    """An empty page whose console may tell of refused requests."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
 def shares(page: Any) -> list[float]:
     return [float(page.input_value(f"#share-{i}")) for i in range(3)]
 
 
 def answered(page: Any) -> dict[str, str]:
     """The answers, when all have ended."""
-    page.wait_for_selector("body[data-answering=true]", timeout=5_000)
     page.wait_for_selector("body[data-answering=false]", timeout=60_000)
     return {card.get_attribute("data-version"): card.inner_text() for card in page.query_selector_all(".answer")}
 
@@ -172,6 +179,100 @@ def test_each_point_has_scores_of_its_own(open_page: Any, address: str) -> None:
         "merge at 33.3/33.3/33.3, task_arithmetic, strength 1",
         "merge at 33.3/33.3/33.3, ties, density 0.4",
     ]
+
+
+def test_what_is_wrong_is_said_beside_it(tab: Any, address: str) -> None:
+    tab.goto(address)
+    tab.wait_for_selector("body[data-merged]")
+    tab.fill("#prompt", "Who? " * 8_000)
+    tab.press("#prompt", "Enter")
+    tab.wait_for_selector("#unasked:has-text('Shorten it.')")
+    assert tab.is_hidden("#refused")
+    tab.select_option("#method", "ties")  # the prompt is asked again, and the point is right
+    tab.wait_for_selector("#unasked:has-text('Shorten it.')")
+    tab.fill("input[name=density]", "3")
+    tab.press("input[name=density]", "Tab")
+    tab.wait_for_selector("#refused:has-text('density must lie in [0, 1], got 3.')")
+    assert tab.is_hidden("#unasked")
+    assert tab.locator("[aria-invalid=true]").get_attribute("name") == "density"
+    tab.fill("input[name=density]", "0.3")
+    tab.press("input[name=density]", "Tab")
+    tab.wait_for_selector("#refused", state="hidden")
+    assert tab.locator("[aria-invalid]").count() == 0
+
+
+def test_the_number_of_tokens_is_checked_before_it_is_sent(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.wait_for_selector("body[data-merged]")
+    for wrong in ("5000", ""):
+        page.fill("#tokens", wrong)
+        page.fill("#prompt", "Who are you?")
+        page.press("#prompt", "Enter")
+        page.click("text=What is the capital of France?")
+        assert page.evaluate("() => document.activeElement.id") == "tokens"
+    assert page.get_attribute("body", "data-answering") is None
+    page.fill("#tokens", "4")
+    page.press("#tokens", "Enter")
+    page.wait_for_selector("body[data-answering=false]")
+    assert text(page, "merge")
+
+
+def test_a_studio_that_has_stopped_is_told_once(tab: Any, start: Any, toy: tuple[str, ...], tmp_path: Path) -> None:
+    process = start("studio", "--no-browser", "--port", "0", "--out", tmp_path / "kept", *toy)
+    tab.goto(process.stdout.readline().split()[2])
+    tab.wait_for_selector("body[data-merged]")
+    process.kill()
+    process.communicate(timeout=30)
+    tab.fill("#prompt", "Who are you?")
+    tab.click("#send")
+    tab.wait_for_selector("#lost:has-text('The studio has stopped. Start `triune studio` again and reload this page.')")
+    for button in ("#centre", "#save", "#write", "#score"):
+        tab.click(button)
+    tab.wait_for_timeout(500)
+    assert tab.locator(".error:visible").count() == 1
+
+
+def test_a_stopped_answer_keeps_what_was_said(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.wait_for_selector("body[data-merged]")
+    page.evaluate("""() => { window.fetch = async (_, {signal}) => new Response(new ReadableStream({start(out) {
+        const answers = [{version: "merge", text: "I am", tokens: 2, finish: ""},
+                         {version: "base", text: "No", tokens: 1, finish: "stop"}];
+        out.enqueue(new TextEncoder().encode(`event: heard\ndata: ${JSON.stringify({seconds: 1, answers})}\n\n`));
+        signal.addEventListener("abort", () => out.error(signal.reason));
+    }})); }""")
+    page.fill("#prompt", "Who are you?")
+    page.click("#send")
+    page.wait_for_selector(".answer.merge p:has-text('I am')")
+    page.click("#stop")
+    page.wait_for_selector("body[data-answering=false]")
+    lines = [str(line) for line in page.locator(".answer small").all_inner_texts()]
+    assert lines[0].startswith("2 tokens, ")
+    assert [line.endswith(", stopped") for line in lines] == [True, False, True, True, True]
+    assert lines[2:] == ["no tokens, stopped"] * 3
+    assert text(page, "merge") == "I am"
+
+
+def test_the_command_is_shown_when_there_is_one(tab: Any, address: str) -> None:
+    tab.route("**/api/merge", lambda route: None)  # not answered
+    tab.goto(address)
+    tab.wait_for_selector("#name")
+    assert tab.is_hidden("#copy")
+    tab.unroute("**/api/merge")
+    tab.click("#centre")
+    tab.wait_for_selector("#command:has-text('triune merge')")
+    assert tab.is_visible("#copy")
+
+
+def test_a_refused_save_stands_alone(tab: Any, address: str) -> None:
+    tab.goto(address)
+    tab.wait_for_selector("body[data-merged]")
+    for name in ("twice", "twice"):
+        tab.fill("#name", name)
+        tab.click("#save")
+        tab.wait_for_selector("#kept:has-text('twice.yaml'), #unkept:visible")
+    tab.wait_for_selector("#unkept:has-text('is there already')")
+    assert tab.inner_text("#kept") == ""
 
 
 def test_model_text_is_never_markup(open_page: Any, address: str) -> None:

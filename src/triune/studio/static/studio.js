@@ -30,11 +30,28 @@ const coloured = (el, colour) => { el.style.setProperty("--colour", colour); ret
 
 // ---- the server
 
+/** What the server refused: the sentence, whether it is about the point, and the parameter of the form that it is about. */
+class Refused extends Error {
+  constructor({error, point, parameter}) { super(error); Object.assign(this, {point, parameter}); }
+}
+
+/** What the server answers; where it is gone, the banner says so, and no sentence is left for elsewhere. */
+async function reached(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    say("lost", "The studio has stopped. Start `triune studio` again and reload this page.");
+    throw new Error("");
+  }
+}
+
 async function post(path, body, signal) {
-  const answer = await fetch(path, {
+  const answer = await reached(fetch(path, {
     method: "POST", headers: {"content-type": "application/json"}, body: JSON.stringify(body), signal,
-  });
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `The server said ${answer.status}.`);
+  }));
+  say("lost");
+  if (!answer.ok) throw new Refused(await answer.json().catch(() => ({error: `The server said ${answer.status}.`})));
   return answer;
 }
 
@@ -43,14 +60,14 @@ async function listen(path, body, signal, on) {
   const reader = (await post(path, body, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const {value, done} = await reader.read();
+    const {value, done} = await reached(reader.read());
     if (done) return;
     const events = (text + value).split("\n\n");
     text = events.pop();
     for (const event of events) {
       const [, name, data] = event.match(/^event: (\w+)\ndata: (.*)$/s);
       const told = JSON.parse(data);
-      if (name === "failed") throw new Error(told.error);
+      if (name === "failed") throw new Refused(told);
       on[name]?.(told);
     }
   }
@@ -67,7 +84,7 @@ class Latest {
       await work(mine.signal);
       return true;
     } catch (error) {
-      if (error.name !== "AbortError" && mine === this.#controller) failed(error.message);
+      if (error.name !== "AbortError" && mine === this.#controller) failed(error);
       return false;
     } finally {
       if (mine === this.#controller) shown(false);
@@ -228,6 +245,7 @@ function show() {
 
 function soon(wait = PAUSE) {
   clearTimeout(timer);
+  if (asked) document.body.dataset.answering = true;
   timer = setTimeout(asked ? answer : merge, wait);
 }
 
@@ -237,6 +255,7 @@ const merged = (told) => {
   const weights = spec().weighted ? told.weights.map(number).join(", ") : "none";
   say("state", `merged in ${told.seconds.toFixed(2)} s: ${how}; weights ${weights}`);
   $("command").textContent = told.command;
+  $("terminal").hidden = false;
   document.body.dataset.merged = told.weights.join();
 };
 
@@ -245,15 +264,25 @@ const onMerge = {
   progress: (told) => { $("merging").hidden = false; bar("merging", told); },
 };
 
-const refused = (sentence) => { say("refused", sentence); say("state"); };
-const busy = (on) => { $("stop").hidden = !on || !asked; if (on) say("refused"); else $("merging").hidden = true; };
+const control = (name) => $("parameters").querySelector(`[name="${name}"]`);
+const refused = ({message, parameter}) => {
+  say("refused", message);
+  say("state");
+  if (parameter) control(parameter)?.setAttribute("aria-invalid", "true");
+};
+const busy = (on) => {
+  $("stop").hidden = !on || !asked;
+  if (!on) { $("merging").hidden = true; return; }
+  ["refused", "unasked"].forEach((id) => say(id));
+  $("parameters").querySelectorAll("[aria-invalid]").forEach((field) => field.removeAttribute("aria-invalid"));
+};
 
 const merge = () => moving.run((signal) => listen("/api/merge", {point: point()}, signal, onMerge), busy, refused);
 
 function answer() {
   clearTimeout(timer);
   const started = performance.now(), first = {};
-  const max_tokens = Number($("tokens").value) || 64;
+  const max_tokens = Number($("tokens").value);
   const cards = Object.fromEntries([...document.querySelectorAll(".answer")].map((c) => [c.dataset.version, c]));
   const heard = ({seconds, answers}) => {
     for (const {version, text, tokens, finish} of answers) {
@@ -269,12 +298,21 @@ function answer() {
   const shown = (on) => {
     busy(on);
     for (const card of Object.values(cards)) {
+      const line = card.querySelector("small");
+      if (on) line.textContent = "…";
+      else if (card.ariaBusy === "true") line.textContent = line.textContent.replace("…", "no tokens") + ", stopped";
       card.ariaBusy = String(on);
-      if (on) card.querySelector("small").textContent = "…";
     }
     document.body.dataset.answering = on;
   };
-  const failed = (sentence) => { refused(sentence); Object.values(cards).forEach((c) => c.querySelector("small").textContent = ""); };
+  const failed = (error) => {
+    if (error.point) refused(error); else { say("unasked", error.message); say("state"); }
+    for (const [version, card] of Object.entries(cards)) {
+      if (version in first) continue;
+      card.querySelector("small").textContent = "";
+      card.ariaBusy = "false";
+    }
+  };
   return moving.run(
     (signal) => listen("/api/answer", {point: point(), prompt: asked, max_tokens}, signal, {...onMerge, heard}), shown, failed);
 }
@@ -296,12 +334,12 @@ function drawAnswers() {
   }
   for (const text of session.prompts) {
     const chip = make("button", {type: "button", textContent: text});
-    chip.addEventListener("click", () => { $("prompt").value = text; ask(text); });
+    chip.addEventListener("click", () => { $("prompt").value = text; $("ask").requestSubmit(); });
     $("examples").append(chip);
   }
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); ask($("prompt").value); });
   $("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask($("prompt").value); }
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("ask").requestSubmit(); }
   });
   $("stop").addEventListener("click", () => { moving.stop(); });
 }
@@ -386,7 +424,7 @@ function drawScoring() {
     scoring.run((signal) => listen("/api/score", {point: point(), version}, signal, {
       merged, progress: (told) => bar("scoring", told),
       scored: (row) => { (scores[column] ??= {})[row.benchmark] = row; showScores(); },
-    }), shown, (sentence) => say("unscored", sentence));
+    }), shown, ({message}) => say("unscored", message));
   });
   $("unscore").addEventListener("click", () => scoring.stop());
 }
@@ -424,6 +462,7 @@ function drawKeeping() {
   };
   $("save").addEventListener("click", async () => {
     say("unkept");
+    say("kept");
     try {
       const {path} = await (await post("/api/save", {point: point(), name: $("name").value})).json();
       say("kept", `Saved as ${path}`);
@@ -443,7 +482,7 @@ function drawKeeping() {
         say("unkept", bad.join(" "));
         next();
       },
-    }), shown, (sentence) => say("unkept", sentence));
+    }), shown, ({message}) => say("unkept", message));
   });
   $("unwrite").addEventListener("click", () => writing.stop());
   $("copy").addEventListener("click", async () => {
@@ -460,7 +499,7 @@ function drawKeeping() {
 // ---- begin
 
 try {
-  session = await (await fetch("/api/session")).json();
+  session = await (await reached(fetch("/api/session"))).json();
   const {start} = session;
   say("base", `${session.base} with ${session.experts.join(", ")}`);
   shares = start.shares;
@@ -478,5 +517,5 @@ try {
   show();
   merge();
 } catch (error) {
-  say("lost", `The page could not start: ${error.message}`);
+  if (error.message) say("lost", `The page could not start: ${error.message}`);
 }
