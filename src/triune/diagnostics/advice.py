@@ -73,8 +73,9 @@ def _shared_space(d: Diagnosis) -> Iterator[Advice]:
             pairs = "; ".join(_pair(d, pair) for pair in found)
             yield Advice(
                 "shared space",
-                f"{pairs} share their {side} singular space (overlap {shared}) but not the {other} one ({separate}), as adapters do that started from one seed. TSVM and R-TSVM turn such "
-                "directions away; task_arithmetic adds them up. Train with a different seed for each expert.",
+                f"{pairs} share their {side} singular space (overlap {shared}) but not the {other} one ({separate}), as "
+                "adapters do that started from one seed. TSVM and R-TSVM turn such directions away; task_arithmetic adds "
+                "them up. Train with a different seed for each expert.",
                 "docs/lab-log.md, 2026-11-24",
             )
 
