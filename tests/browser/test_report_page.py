@@ -152,6 +152,34 @@ def test_narrow_and_wide(drawn: OpenPage, keep: Callable[[Any, str], Path], widt
     keep(page, f"report-{width}")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_on_a_phone_what_is_wide_scrolls_and_shows_it(
+    drawn: OpenPage, keep: Callable[[Any, str], Path], dark: bool
+) -> None:
+    page = drawn(width=400, dark=dark)
+    wide = page.locator(".scroll:visible, .plot.fixed").filter(has=page.locator("table.board, svg"))
+    cut = [e for e in wide.all() if e.evaluate("e => e.scrollWidth > e.clientWidth + 1")]
+    assert len(cut) >= 3  # the ternary plot and leaderboards
+    for e in cut:
+        assert e.evaluate("e => getComputedStyle(e).overflowX") == "auto"
+        assert e.evaluate("e => getComputedStyle(e).backgroundAttachment") == "local, local, scroll, scroll"
+    board = page.locator(".scroll:has(table.board)").first
+    assert not board.locator(".kind").first.is_visible()
+    board.evaluate("e => { e.scrollIntoView(); e.scrollLeft = 120; }")
+    place, name, cell = (
+        e.bounding_box()
+        for e in (board, board.locator("tbody th.model").first, board.locator("tbody tr > :last-child").first)
+    )
+    assert abs(name["x"] - place["x"]) < 2  # still at the edge
+    assert 100 < name["width"] < 0.4 * place["width"]
+    assert cell["x"] > name["x"] + name["width"]
+    keep(page, f"report-phone-{'dark' if dark else 'light'}")
+
+
+def test_the_kind_is_shown_where_there_is_room(drawn: OpenPage) -> None:
+    assert drawn(width=1200).locator(".board .kind").first.is_visible()
+
+
 def test_nothing_hostile_ran_and_nothing_was_fetched(report: Path, open_page: OpenPage) -> None:
     page = open_page("about:blank")
     asked: list[str] = []

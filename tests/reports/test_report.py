@@ -21,7 +21,7 @@ from triune.evals import store
 from triune.evals.leaderboard import leaderboard
 from triune.evals.result import Model, Result
 from triune.reports.colours import KINDS, of_experts
-from triune.reports.figures.figure import Figure
+from triune.reports.figures.figure import Figure, Table
 from triune.reports.inputs import read
 from triune.reports.sections import sections_of, told_of
 
@@ -505,6 +505,28 @@ def test_settings_that_were_tried_are_no_ablation(everything: list[Path]) -> Non
 
 def test_a_merge_that_was_not_checked_says_so(page: Path) -> None:
     assert "not checked: merged with --no-gate" in Page(page.read_text()).text
+
+
+def test_weights_that_were_not_read_are_named_so(everything: list[Path], tmp_path: Path) -> None:
+    """The base of a merge of adapters into an adapter."""
+    lock = json.loads((everything[0] / "triune.lock.json").read_text())
+    for model in lock["models"]:
+        if model["name"] == "base":
+            del model["tensors_sha256"]
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "triune.lock.json").write_text(json.dumps(lock))
+    (section,) = sections_of(read([tmp_path / "merged"]))
+    (parents,) = [b for b in section.blocks if isinstance(b, Table) and b.caption == "Parents"]
+    assert [row[-1] == "not read" for row in parents.rows] == [m["name"] == "base" for m in lock["models"]]
+
+
+def test_small_ranks_stand_at_whole_numbers(page: Path) -> None:
+    specs = json.loads(Page(page.read_text()).scripts[0])["specs"]
+    axis = next(s for k, s in specs.items() if k.startswith("diagnosis-1-spectra"))["layer"][0]["encoding"]["x"]
+    ends = axis["scale"]["domain"]
+    values = axis["axis"]["values"]
+    assert all(isinstance(v, int) and ends[0] <= v <= ends[1] for v in values)
+    assert values[:3] == [1, 2, 3] or ends[1] > 11.5
 
 
 def test_a_diagnosis_without_effects_speaks_of_no_ranks(models: Models, tmp_path: Path) -> None:

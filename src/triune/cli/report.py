@@ -25,7 +25,10 @@ def report(
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="What the report is called.")] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Which results count: report, tune or all; report if there are any.")
+        str | None,
+        typer.Option(
+            "--split", help="Which results count: report, tune or all; of a bench report, else all, if not given."
+        ),
     ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", help="Model that others are compared with; the base if not given.")
