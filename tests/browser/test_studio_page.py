@@ -129,6 +129,69 @@ def test_the_keyboard_moves_the_point(open_page: Any, address: str) -> None:
     assert shares(page) == [33.3, 33.3, 33.3]
 
 
+def test_the_strength_says_what_it_means_in_a_corner(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.select_option("#method", "task_arithmetic")
+    for strength, sentence in (
+        ("3", "In a corner 3 times that expert; at 1 the expert alone."),
+        ("0.5", "In a corner 0.5 times that expert; at 1 the expert alone."),
+        ("1", "In a corner that expert alone."),
+    ):
+        page.fill("#strength", strength)
+        assert page.inner_text("#strength-means") == sentence
+
+
+def test_a_method_without_weights_has_no_point_to_move(open_page: Any, keep: Any, address: str) -> None:
+    page = open_page(address)
+    page.fill("#share-0", "60")
+    page.press("#share-0", "Tab")
+    before = shares(page)
+    page.select_option("#method", "model_stock")
+    assert page.get_attribute("#handle", "aria-disabled") == "true"
+    assert page.is_disabled("#share-0")
+    assert page.is_disabled("#centre")
+    drag(page, "honest")
+    page.focus("#handle")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Home")
+    page.dblclick("#map")
+    assert shares(page) == before
+    keep(page, "studio-without-weights")
+    page.select_option("#method", "linear")
+    assert page.get_attribute("#handle", "aria-disabled") == "false"
+    page.focus("#handle")
+    page.keyboard.press("Home")
+    assert shares(page) == [33.3, 33.3, 33.3]
+
+
+def test_all_parameters_can_be_scrolled_to(open_page: Any, keep: Any, address: str) -> None:
+    page = open_page(address)
+    page.select_option("#method", "della")
+    card = page.locator("#where")
+    assert card.bounding_box()["height"] > 900
+    assert card.evaluate("card => card.scrollHeight <= card.clientHeight")
+    page.mouse.move(1000, 450)
+    page.mouse.wheel(0, 5_000)
+    page.wait_for_function("() => document.getElementById('where').getBoundingClientRect().bottom <= innerHeight")
+    assert page.locator("#parameters label").last.bounding_box()["y"] > 450
+    keep(page, "studio-scrolled")
+    page.select_option("#method", "linear")  # lower than the window
+    page.wait_for_function("() => document.getElementById('where').getBoundingClientRect().top >= 0")
+
+
+def test_the_knob_leaves_the_names_of_the_corners_free(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.wait_for_selector("body[data-merged]")
+    for i in range(3):
+        page.fill(f"#share-{i}", "100")
+        page.press(f"#share-{i}", "Tab")
+        knob = page.locator("#handle .halo").bounding_box()
+        name = page.locator("#corners text").nth(i).bounding_box()
+        assert name["y"] > knob["y"] + knob["height"] or name["y"] + name["height"] < knob["y"]
+        whole = page.locator("#map").bounding_box()
+        assert whole["y"] <= name["y"] < name["y"] + name["height"] <= whole["y"] + whole["height"]
+
+
 def test_every_method_has_its_form_and_a_wrong_value_its_sentence(open_page: Any, address: str) -> None:
     page = open_page(address)
     page.select_option("#method", "ties")

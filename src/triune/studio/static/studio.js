@@ -152,14 +152,14 @@ function drawMap() {
       $("area").append(draw("polygon", {...outline, fill: `url(#${id})`}));
     });
   } else {
-    $("map").setAttribute("viewBox", "-60 90 440 110");
+    $("map").setAttribute("viewBox", "-60 90 440 104");
     $("area").append(draw("line", {x1: 0, x2: SIDE, y1: HIGH / 2, y2: HIGH / 2, class: "edge"}));
   }
   corners.forEach(([x, y], i) => {
     $("rays").append(draw("line", {x1: x, y1: y, stroke: colours[i]}));
     $("corners").append(draw("circle", {cx: x, cy: y, r: 7, fill: colours[i]}));
     const name = session.experts[i];
-    const label = draw("text", {x: n === 3 && i ? x + (i === 1 ? 8 : -8) : x, y: y + (n === 3 && !i ? -16 : 34)},
+    const label = draw("text", {x: n === 3 && i ? x + (i === 1 ? 8 : -8) : x, y: y + (n === 3 && !i ? -30 : 42)},
                        name.length > 18 ? `${name.slice(0, 17)}…` : name);
     label.append(draw("title", {}, name));
     $("corners").append(label);
@@ -170,14 +170,14 @@ function drawMap() {
     move(sharesAt(x, y));
   };
   $("map").addEventListener("pointerdown", (event) => {
-    if (event.button) return;
+    if (event.button || !spec().weighted) return;
     event.preventDefault();
     $("map").setPointerCapture(event.pointerId);
     $("handle").focus({preventScroll: true});
     at(event);
   });
   $("map").addEventListener("pointermove", (event) => $("map").hasPointerCapture(event.pointerId) && at(event));
-  $("map").addEventListener("pointerup", () => soon(0));
+  $("map").addEventListener("pointerup", () => spec().weighted && soon(0));
   $("map").addEventListener("dblclick", centre);
   $("handle").addEventListener("keydown", (event) => {
     const step = event.shiftKey ? SIDE / 5 : SIDE / 50;
@@ -217,6 +217,7 @@ function share(i, wanted) {
 const centre = () => move(session.experts.map(() => 1 / session.experts.length));
 
 function move(to) {
+  if (!spec().weighted) return;
   shares = whole(to);
   show();
   soon();
@@ -351,7 +352,7 @@ function drawMethods() {
   $("method").addEventListener("change", () => { choose($("method").value); soon(0); });
   $("strength").addEventListener("input", () => {
     strengths[method] = Number($("strength").value);
-    $("strength-value").textContent = number(strengths[method]);
+    sayStrength();
     soon();
   });
   $("form").addEventListener("submit", (event) => event.preventDefault());
@@ -366,13 +367,28 @@ function choose(name) {
   $("parameters").replaceChildren(...spec().parameters.map(field), field(
     {name: "seed", kind: "int", default: 0, interval: "[0, inf)", choices: [], per_model: false}));
   showStrength();
+  showPoint();
 }
 
 function showStrength() {
   $("strength-field").hidden = !hasStrength();
   $("strength").max = 2 * (spec().strength ?? 1);
   $("strength").value = strengths[method];
-  $("strength-value").textContent = number(strengths[method] ?? 1);
+  sayStrength();
+}
+
+function sayStrength() {
+  const now = number(strengths[method] ?? 1);
+  $("strength-value").textContent = now;
+  say("strength-means", now === "1" ? "In a corner that expert alone." : `In a corner ${now} times that expert; at 1 the expert alone.`);
+}
+
+/** A method without weights has no place for a point. */
+function showPoint() {
+  const still = !spec().weighted;
+  $("where").classList.toggle("still", still);
+  $("handle").setAttribute("aria-disabled", still);
+  for (const control of [$("centre"), ...$("shares").querySelectorAll("input")]) control.disabled = still;
 }
 
 /** A control for one parameter, as its specification says. */
@@ -496,6 +512,11 @@ function drawKeeping() {
   });
 }
 
+/** The left card stays in sight; one that is higher than the window scrolls to its end first. */
+function stick() {
+  $("where").style.top = `${Math.min(16, innerHeight - 16 - $("where").offsetHeight)}px`;
+}
+
 // ---- begin
 
 try {
@@ -514,6 +535,8 @@ try {
   if (hasStrength()) strengths[method] = start.strength;
   showStrength();
   $("centre").addEventListener("click", centre);
+  new ResizeObserver(stick).observe($("where"));
+  addEventListener("resize", stick);
   show();
   merge();
 } catch (error) {
