@@ -133,9 +133,9 @@ def test_the_strength_says_what_it_means_in_a_corner(open_page: Any, address: st
     page = open_page(address)
     page.select_option("#method", "task_arithmetic")
     for strength, sentence in (
-        ("3", "In a corner 3 times that expert; at 1 the expert alone."),
-        ("0.5", "In a corner 0.5 times that expert; at 1 the expert alone."),
-        ("1", "In a corner that expert alone."),
+        ("3", "In a corner 3 times that expert, at 1 it alone, as far as the method keeps it."),
+        ("0.5", "In a corner 0.5 times that expert, at 1 it alone, as far as the method keeps it."),
+        ("1", "In a corner that expert alone, as far as the method keeps it."),
     ):
         page.fill("#strength", strength)
         assert page.inner_text("#strength-means") == sentence
@@ -380,6 +380,10 @@ def test_two_experts_are_a_line_and_four_have_sliders(
     page = open_page(studio(*toy, "-e", f"again={toy[3].partition('=')[2]}"))
     page.wait_for_selector("body[data-merged]")
     assert page.is_hidden("#map")
+    assert (
+        page.inner_text("#strength-means")
+        == "At 100 % 4 times that expert, at 1 it alone, as far as the method keeps it."
+    )
     page.fill("#slide-3", "40")
     page.wait_for_selector("#command:has-text('weight.again=1.6')")
     keep(page, "studio-four")

@@ -378,9 +378,10 @@ function showStrength() {
 }
 
 function sayStrength() {
-  const now = number(strengths[method] ?? 1);
+  const now = number(strengths[method] ?? 1), place = {2: "At an end", 3: "In a corner"}[session.experts.length] ?? "At 100 %";
   $("strength-value").textContent = now;
-  say("strength-means", now === "1" ? "In a corner that expert alone." : `In a corner ${now} times that expert; at 1 the expert alone.`);
+  const means = now === "1" ? `${place} that expert alone` : `${place} ${now} times that expert, at 1 it alone`;
+  say("strength-means", `${means}, as far as the method keeps it.`);
 }
 
 /** A method without weights has no place for a point. */
