@@ -265,11 +265,10 @@ const onMerge = {
   progress: (told) => { $("merging").hidden = false; bar("merging", told); },
 };
 
-const control = (name) => $("parameters").querySelector(`[name="${name}"]`);
 const refused = ({message, parameter}) => {
   say("refused", message);
   say("state");
-  if (parameter) control(parameter)?.setAttribute("aria-invalid", "true");
+  if (parameter) $("parameters").querySelector(`[name="${parameter}"]`)?.setAttribute("aria-invalid", "true");
 };
 const busy = (on) => {
   $("stop").hidden = !on || !asked;
@@ -408,6 +407,7 @@ function field(p) {
     read = () => control.value.trim() === "" ? p.default : Number.isNaN(Number(control.value)) ? control.value : Number(control.value);
   }
   control.name = p.name;
+  control.setAttribute("aria-errormessage", "refused");
   control.addEventListener("change", () => {
     const value = read();
     if (value === p.default) delete values[method][p.name]; else values[method][p.name] = value;
