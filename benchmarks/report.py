@@ -39,11 +39,13 @@ ABOVE_FLOOR = 2
 """What we aim for: so many times faster than the other program, than the dense route, and no slower than so many floors."""
 
 BOUNDS = """\
-What bounds the rows that miss their aim: on the machine below a core spends 9 ns an entry on SHA-256 of what is read and
-written, 3 to 4 on each reading of four tensors (`ties` reads three times, the random methods twice), and 0.1 to 0.3 on each
-pass of torch or NumPy over a block in its cache, of which the election of signs and the masks need some thirty
-(`python -m benchmarks.tensor CASE --profile`). The floor does none of this. `della` sorts every row of every expert. Fewer
-passes need kernels that do several steps at once, which neither library has.
+What bounds the rows that miss their aim: on the machine below a core spends some 9 ns an entry on SHA-256 of what is
+read and written, and 4 to 5 on each reading of four tensors into float32 deltas (`ties` reads three times, methods that
+rescale twice); the rest are passes of torch or NumPy over blocks in the cache, one for each step of the method
+(`python -m benchmarks.tensor CASE --profile`). The floor does none of this, and small models add two seconds for the
+start of Python and torch. `della` sorts every row of every expert. Fewer passes need kernels that do several steps at
+once, which neither library has. `tsvm` decomposes in float64, since a Gram matrix in float32 would lose every singular
+value below 3e-4 of the largest: fusion_bench decomposes in float32.
 """
 
 
