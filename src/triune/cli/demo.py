@@ -36,6 +36,8 @@ def demo(
     from triune.errors import CheckFailed
     from triune.recipes import recipe_from_flags
 
+    if out.name in ("", ".."):  # a folder without a name to put -records behind
+        out = out.resolve()
     flags = " ".join(f"--expert {e}=demo:{e}" for e in EXPERTS)
     console.print(f"triune merge --base demo:base {flags} {out}", soft_wrap=True)
     with console.status("unpacking the base model (once)") if console.is_terminal else Bar(quiet=True):
