@@ -24,9 +24,10 @@ from triune.errors import CheckpointError, ParameterError, RecipeError, TriuneEr
 from triune.evals.answers import PROMPTS
 from triune.progress import Advanced, Event, Noted, Started
 from triune.reports.colours import of_experts
+from triune.studio.form import methods
 from triune.studio.generate import answers, encode
 from triune.studio.score import score, tasks
-from triune.studio.session import Merge, Point, RefusedParameter, Stopped, Studio, listening, methods
+from triune.studio.session import Merge, Point, RefusedParameter, Stopped, Studio, listening
 
 LARGEST_BODY = 1 << 16
 MOST_TOKENS = 1024

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,8 @@ from triune.engine.merge import MergeResult, merge, scan_model
 from triune.engine.models import Model, skippable
 from triune.engine.plan import Plan, make_plan
 from triune.errors import CheckpointError, ParameterError, RecipeError, UserError
-from triune.methods import METHODS, Method, find
+from triune.methods import Method, find
 from triune.methods._lowrank import LowRank
-from triune.methods._spec import Parameter
 from triune.output.atomic import write_text
 from triune.progress import Advanced, Finished, Listener, Started, silent
 from triune.recipes import Recipe, recipe_from_flags
@@ -474,42 +473,6 @@ def _check_memory(plan: Plan) -> None:
             f"The studio keeps all models in memory: {full} times {human(size)} in float32, and {human(limit)} is free. "
             "Take adapters instead of full models, or a smaller base."
         )
-
-
-# ---- the page's form
-
-
-def describe(method: Method, experts: int) -> dict[str, Any]:
-    """A method for the page: what its form shows."""
-    return {
-        "name": method.name,
-        "title": method.title,
-        "summary": method.summary,
-        "paper": method.paper,
-        "weighted": any(p.name == "weight" for p in method.parameters),
-        "takes": method.takes,
-        "strength": strength_of(method, {"normalize": False}, experts),
-        "parameters": [_describe(p) for p in method.parameters if p.name != "weight"],
-    }
-
-
-def _describe(p: Parameter) -> dict[str, Any]:
-    return {
-        "name": p.name,
-        "kind": p.kind.__name__,
-        "default": None if p.required else p.default,
-        "per_model": p.per_model,
-        "interval": p.interval.text if p.interval else None,
-        "choices": list(p.choices),
-    }
-
-
-def methods(experts: int) -> Iterator[dict[str, Any]]:
-    """All methods that so many experts are enough for."""
-    for name in METHODS:
-        method = find(name)
-        if method.minimum <= experts:
-            yield describe(method, experts)
 
 
 Stop = Callable[[], bool]
