@@ -29,7 +29,7 @@ unit: .venv/test
 	$(BIN)/python -m pytest
 
 bench: .venv/bench ## time merges beside mergekit and the floor on small models, then the kernels: a quarter of an hour
-	$(BIN)/python -m benchmarks --size slice1b --repeats 2 --patience 60 --install $(BENCH)
+	$(BIN)/python -m benchmarks --size slice1b --repeats 2 --patience 30 --install $(BENCH)
 	$(BIN)/python -m pytest -q --benchmark-columns=median,iqr,rounds --benchmark-sort=name benchmarks/kernels/*.py
 
 format: .venv/test ## put the code into shape

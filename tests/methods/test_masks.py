@@ -17,14 +17,15 @@ MILLION = 1_000_000
 
 
 def splitmix(view: View, expert: str, index: int) -> float:
-    """SplitMix64 (Steele, Lea and Flood 2014) from a state that is the key, at output number ``index``; upper 24 bits."""
+    """SplitMix64 (Steele, Lea and Flood 2014) from a state that is the key, at output number ``index // 2``; the upper 24
+    bits of its lower half for even indices, of its upper half for odd ones."""
     text = f"{view.seed}\0{expert}\0{view.tensor}".encode()
-    state = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") + (index + 1) * 0x9E3779B97F4A7C15
+    state = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") + (index // 2 + 1) * 0x9E3779B97F4A7C15
     z = state % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     z ^= z >> 31
-    return (z >> 40) / 2**24
+    return (z >> (40 if index % 2 else 8)) % 2**24 / 2**24
 
 
 def draws(view: View = VIEW, expert: int = 0, entries: int = MILLION) -> torch.Tensor:

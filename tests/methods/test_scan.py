@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from triune.methods import find
 from triune.methods._ops import keep_at_random
+from triune.methods._sampled_cuts import SampledCuts
 from triune.methods._scan import ALL, NONE, Cut, GlobalTrimScan, MagnitudeCuts, RescaleScan, magnitude_bits, trim
 from triune.methods._spec import View
 
@@ -33,10 +34,18 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     return mask
 
 
+def shown(pieces: list[tuple[torch.Tensor, View]], share: int) -> list[tuple[torch.Tensor, View]]:
+    """The pieces, or every so manyth entry of them all."""
+    if share == 1:
+        return pieces
+    whole = torch.cat([piece for piece, _ in pieces], dim=1)
+    return [(whole[:, i : i + 1], View(start=i)) for i in range(0, whole.shape[1], share)]
+
+
 def find_cuts(scan: MagnitudeCuts, pieces: list[tuple[torch.Tensor, View]]) -> list[list[Cut]]:
     turn = 0
     while turn < scan.passes:
-        for piece, view in pieces:
+        for piece, view in shown(pieces, scan.share(turn)):
             scan.see(turn, piece, view)
         scan.close(turn)
         turn += 1
@@ -92,6 +101,62 @@ def test_gathering_finds_what_counting_finds(values: list[float], cuts: list[int
         assert find_cuts(MagnitudeCuts(counts), pieces) == gathered
 
 
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(VECTORS, CUTS, st.data())
+def test_a_sample_only_tells_where_to_look(values: list[float], cuts: list[int], data: st.DataObject) -> None:
+    """However small the sample and the room for entries in the window, the cut is exact."""
+    deltas = torch.tensor([values, values[::-1]], dtype=torch.float32)
+    counts = [[data.draw(st.integers(0, len(values) + 2)) for _ in range(2)] for _ in range(2)]
+    pieces = blocks(deltas, cuts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triune.methods._sampled_cuts.SAMPLE", data.draw(st.sampled_from([1, 4, 16, 100])))
+        patch.setattr("triune.methods._sampled_cuts.KEPT", data.draw(st.sampled_from([0, 5, 100])))
+        found = find_cuts(SampledCuts(counts, len(values)), pieces)
+    for t in range(2):
+        for j, count in enumerate(counts[t]):
+            kept = torch.cat([found[t][j].keep(p[t], v.start) for p, v in pieces])
+            assert kept.tolist() == (deltas[t].numpy() * largest(deltas[t].numpy(), count)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("levels", "passes"),
+    [
+        pytest.param(10**9, 2, id="distinct: the window holds the cut"),
+        pytest.param(100, 2, id="tied: the window lists each magnitude once"),
+    ],
+)
+def test_one_pass_after_the_sample(levels: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200,000 entries, 2,000 of them sampled: five standard errors are 0.045 of them where a fifth is kept."""
+    monkeypatch.setattr("triune.methods._sampled_cuts.SAMPLE", 2000)
+    monkeypatch.setattr("triune.methods._sampled_cuts.KEPT", 50_000)
+    values = np.random.default_rng(levels).integers(1, levels + 1, 200_000).astype(np.float32)
+    pieces = blocks(torch.from_numpy(values)[None], [50_000, 120_001])
+    for count in (40_000, 1999, 100_000):
+        scan = SampledCuts([[count]], len(values))
+        ((cut,),) = find_cuts(scan, pieces)
+        assert scan.passes == passes
+        kept = torch.cat([cut.keep(p[0], v.start) for p, v in pieces])
+        assert (kept.numpy() == values * largest(values, count)).all(), count
+
+
+def test_a_sample_that_misleads_costs_passes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every hundredth entry, which is what the sample sees, is small."""
+    monkeypatch.setattr("triune.methods._sampled_cuts.SAMPLE", 100)
+    monkeypatch.setattr("triune.methods._sampled_cuts.KEPT", 1000)
+    values = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
+    values[::100] *= 1e-3
+    pieces = blocks(torch.from_numpy(values)[None], [4000])
+    scan = SampledCuts([[2000]], len(values))
+    ((cut,),) = find_cuts(scan, pieces)
+    assert scan.passes == 4
+    kept = torch.cat([cut.keep(p[0], v.start) for p, v in pieces])
+    assert (kept.numpy() == values * largest(values, 2000)).all()
+
+
+def test_nothing_is_read_where_every_count_is_clear() -> None:
+    assert find_cuts(SampledCuts([[0, 7], [9, 7]], 7), []) == [[NONE, ALL], [ALL, ALL]]
+
+
 def test_cuts_at_the_ends() -> None:
     delta = torch.tensor([0.0, 1.0, -2.0])
     assert ALL.keep(delta, 0).tolist() == [0.0, 1.0, -2.0]
@@ -106,6 +171,9 @@ def test_a_cut_by_hand() -> None:
     assert cut.keep(delta, 0).tolist() == [0.0, 2.0, -2.0, 0.0]
     assert cut.keep(delta[2:], 2).tolist() == [-2.0, 0.0]
     assert cut.keep(delta[3:], 3).tolist() == [0.0]
+    same = Cut(cut.bits, 1, more=2)  # the first two of them from index 1 on
+    assert same.keep(delta, 0).tolist() == [0.0, 2.0, -2.0, 0.0]
+    assert same.keep(delta[1:], 1).tolist() == [2.0, -2.0, 0.0]
 
 
 def official(values: np.ndarray, density: float) -> np.ndarray:

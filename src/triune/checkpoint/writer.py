@@ -108,7 +108,11 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 
     def write(self, info: TensorInfo, at: int, data: memoryview) -> None:
         """Write bytes of a tensor, ``at`` bytes from its start."""
-        _write_all(self._descriptor(info.file), data, info.start + at)
+        descriptor = self._descriptor(info.file)
+        _write_all(descriptor, data, info.start + at)
+        if len(data) and at + len(data) == info.nbytes and hasattr(os, "posix_fadvise"):
+            # Linux then starts to write the tensor to the disk, so that the flush at the end has little left to do.
+            os.posix_fadvise(descriptor, info.start, info.nbytes, os.POSIX_FADV_DONTNEED)
 
     def digest(self, info: TensorInfo) -> str:
         """SHA-256 of a tensor's bytes as they stand now."""

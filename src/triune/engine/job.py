@@ -33,9 +33,9 @@ constant because sums over blocks round by it: the same bytes come out under any
 BLOCK_COPIES = 8
 """Float32 temporaries of one block, for each expert, that the hungriest method holds at once (measured, see the tests)."""
 
-STATISTICS = 8 * 2**20
-"""Bytes for each expert that a scan holds: a search for magnitude thresholds (int64 counts of 65,536 bins, with
-temporaries), or a random mask that is remembered (see :data:`triune.methods._scan.REMEMBERED`)."""
+STATISTICS = 12 * 2**20
+"""Bytes for each expert that a scan holds: what a search for magnitude thresholds has gathered, with temporaries (see
+:mod:`triune.methods._sampled_cuts`), or a random mask that is remembered (:data:`triune.methods._scan.REMEMBERED`)."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,14 @@ def blocks(job: Job) -> Iterator[tuple[int, int]]:
     step = block_rows(job, rows, columns)
     for first in range(0, rows, step):
         yield first, min(first + step, rows)
+
+
+def sampled_rows(job: Job, share: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of some 4,096 entries each, spread evenly, that together are one ``share``-th of the tensor."""
+    rows, columns = job.output.matrix
+    few = max(1, 4096 // max(columns, 1))
+    for first in range(0, rows, few * share):
+        yield first, min(first + few, rows)
 
 
 def memory_of(job: Job) -> int:
@@ -254,25 +262,30 @@ class Inputs:
 
 
 def run_scan(job: Job, lane: Lane, scan: Scan, turn: int, inputs: Inputs | None = None) -> Scan:
-    """Show every block of one tensor to a scan, once."""
-    inputs = inputs or Inputs(job, lane)
-    for _, _, see in _steps(job, lane, inputs, lambda stack, first: scan.see(turn, stack, inputs.view(first))):
+    """Show every block of one tensor to a scan, once, or as much of it as the scan wants to see."""
+    inputs, share = inputs or Inputs(job, lane), scan.share(turn)
+    shown = blocks(job) if share == 1 else sampled_rows(job, share)
+    for _, _, see in _steps(job, lane, inputs, shown, lambda stack, first: scan.see(turn, stack, inputs.view(first))):
         see()
     return scan
 
 
 def _steps(
-    job: Job, lane: Lane, inputs: Inputs, compute: Callable[[torch.Tensor, int], Any]
+    job: Job,
+    lane: Lane,
+    inputs: Inputs,
+    ranges: Iterable[tuple[int, int]],
+    compute: Callable[[torch.Tensor, int], Any],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Callable[[], Any]]]:
-    """For each block its base, its stack, and what calls ``compute`` on the stack, or fetches what a GPU made of it."""
+    """For each range of rows its base, its stack, and what calls ``compute`` on it, or fetches what a GPU made of it."""
     if lane.device == "cpu":
-        for first, last in blocks(job):
+        for first, last in ranges:
             base, stack = inputs.block(first, last)
             yield base, stack, partial(compute, stack, first)
         return
     rows, columns = job.output.matrix
     slots = pinned_slots(len(job.experts), block_rows(job, rows, columns), columns, lane.device)
-    for base, stack, result in overlapped(blocks(job), slots, CudaStreams(lane.device), inputs.into, compute):
+    for base, stack, result in overlapped(ranges, slots, CudaStreams(lane.device), inputs.into, compute):
         yield base, stack, result.contiguous  # which it is: the result itself
 
 
@@ -321,7 +334,7 @@ def _compute(job: Job, lane: Lane, inputs: Inputs, sink: Sink, stats: Any, lora:
     def merge(stack: torch.Tensor, first: int) -> Any:
         return job.spec.function(stack, view=inputs.view(first), **keywords, **job.bound)
 
-    return _merge_blocks(job, inputs, sink, _steps(job, lane, inputs, merge))
+    return _merge_blocks(job, inputs, sink, _steps(job, lane, inputs, blocks(job), merge))
 
 
 def _scan_tensor(job: Job, lane: Lane, inputs: Inputs) -> Any:

@@ -38,11 +38,15 @@ class Cut:
     """Magnitude of the last entry before the cut, as bits."""
     index: int
     """Entries of exactly that magnitude stand before the cut if their flat index is below this."""
+    more: int = 0
+    """So many of them besides, from ``index`` on. They must all lie in one of the runs that :meth:`keep` is asked for."""
 
     def keep(self, delta: torch.Tensor, start: int) -> torch.Tensor:
         """A run of entries, with zero in place of those behind the cut."""
         flat = delta.reshape(-1)
         with_ties = min(max(0, self.index - start), len(flat))
+        if self.more and start <= self.index < start + len(flat):
+            with_ties += int((magnitude_bits(flat[with_ties:]) == self.bits).nonzero()[self.more - 1]) + 1
         if with_ties == 0:
             return _above(flat, self.bits).reshape(delta.shape)
         parts = (_above(flat[:with_ties], self.bits - 1), _above(flat[with_ties:], self.bits))
@@ -93,15 +97,12 @@ class _Search:
         self.found.append((flat[places], places + start))
 
     def choose(self) -> None:
-        """Order what was gathered: by falling magnitude, then by index."""
+        """Order what was gathered."""
         import numpy as np
 
         assert self.found is not None
         bits, places = (np.concatenate(parts) for parts in zip(*self.found, strict=True))
-        last = int(np.partition(bits, len(bits) - self.missing)[len(bits) - self.missing])
-        equal = places[bits == last]  # in the order of the blocks, which is that of their indices
-        wanted = self.missing - int((bits > last).sum())
-        self.cut = Cut(last - 1, 0) if wanted == len(equal) else Cut(last, int(equal[wanted - 1]) + 1)
+        self.cut = cut_among(bits, places, self.missing)
         self.found = None
 
     def narrow(self, histogram: torch.Tensor) -> int:
@@ -113,6 +114,16 @@ class _Search:
             return 0
         self.missing -= int(from_top[place] - histogram.flip(0)[place])
         return len(histogram) - 1 - place
+
+
+def cut_among(bits: np.ndarray[Any, Any], places: Sequence[int] | np.ndarray[Any, Any], count: int) -> Cut:
+    """The cut after the ``count`` largest of some entries, given their magnitudes' bits and, in order, flat indices."""
+    import numpy as np
+
+    last = int(np.partition(bits, len(bits) - count)[len(bits) - count])
+    equal = np.flatnonzero(bits == last)
+    wanted = count - int(np.count_nonzero(bits > last))
+    return Cut(last - 1, 0) if wanted == len(equal) else Cut(last, int(places[equal[wanted - 1]]) + 1)
 
 
 class MagnitudeCuts(Scan):
@@ -183,7 +194,7 @@ class MagnitudeCuts(Scan):
         if turn == 0:
             self._clear(1 << LOW_BITS)
         if turn == 1 and not undecided:
-            self.passes = 2
+            self.passes -= 1
 
     def result(self) -> list[list[Cut]]:
         return [[s.cut or ALL for s in row] for row in self.searches]
@@ -253,9 +264,10 @@ def trim(deltas: torch.Tensor, cuts: Sequence[Cut], view: View | None = None) ->
     return torch.stack([cut.keep(delta, start) for delta, cut in zip(deltas, cuts, strict=True)])
 
 
-def magnitude_sums(deltas: torch.Tensor) -> torch.Tensor:
-    """Each expert's sum of magnitudes, float64."""
-    return deltas.abs().reshape(len(deltas), -1).sum(1, dtype=torch.float64).cpu()
+def row_sums(stack: torch.Tensor) -> torch.Tensor:
+    """Each expert's sum, float64: torch adds up a row pairwise, which loses nothing that matters in float32."""
+    rows = stack.reshape(len(stack), -1, stack.shape[-1] if stack.dim() > 1 else 1)
+    return rows.sum(2).sum(1, dtype=torch.float64).cpu()
 
 
 @dataclass(frozen=True)
@@ -281,7 +293,7 @@ class Survivors:
 class RescaleScan(Scan):
     """How much each expert's sum of magnitudes shrinks under a mask: mergekit's ``rescale``.
 
-    Factors, before / after; 1 where either sum is below 1e-7. Sums are float64.
+    Factors, before / after; 1 where either sum is below 1e-7.
 
     Args:
         models: number of experts.
@@ -300,10 +312,11 @@ class RescaleScan(Scan):
         import numpy as np
 
         mask = self.mask(deltas, view)
-        self.before += magnitude_sums(deltas)
-        self.after += magnitude_sums(deltas * mask)
+        magnitudes = deltas.abs()
+        self.before += row_sums(magnitudes)
+        self.after += row_sums(magnitudes.mul_(mask))
         if self.remembers and deltas.device.type == "cpu":
-            self.masks[view.start] = np.packbits(mask.to(torch.uint8).reshape(-1).numpy())
+            self.masks[view.start] = np.packbits(mask.numpy() != 0)
 
     def result(self) -> Survivors:
         usable = (self.before >= 1e-7) & (self.after >= 1e-7)

@@ -108,7 +108,7 @@ class View:
 class Scan(ABC):
     """A statistic of whole tensors, gathered block by block in a fixed number of passes before the method runs.
 
-    The engine never needs a whole tensor in memory for it: it shows every block once in each pass.
+    The engine never needs a whole tensor in memory for it: it shows every block once in each pass, or a sample of the rows.
     """
 
     passes: int = 1
@@ -117,6 +117,10 @@ class Scan(ABC):
     @abstractmethod
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:
         """Take in one block, float32, experts first. Blocks of one tensor come in order of their start."""
+
+    def share(self, turn: int) -> int:
+        """Of so many entries this pass wants to see but one: rows spread over the tensor are enough for it."""
+        return 1
 
     def close(self, turn: int) -> None:  # noqa: B027 - most scans have nothing to do here
         """All blocks of this pass were seen."""

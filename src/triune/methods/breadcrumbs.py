@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from triune._lazy import torch
 from triune.methods._ops import check_density, fuse, per_model, row_ranks
-from triune.methods._scan import MagnitudeCuts
+from triune.methods._sampled_cuts import SampledCuts
 from triune.methods._spec import (
     Density,
     Grain,
@@ -42,7 +42,8 @@ def scan(
 ) -> Scan | None:
     if semantics == "paper":
         return None
-    return MagnitudeCuts([band(entries, d, g) if d < 1 else (0, entries) for d, g in zip(density, gamma, strict=True)])
+    bands = [band(entries, d, g) if d < 1 else (0, entries) for d, g in zip(density, gamma, strict=True)]
+    return SampledCuts(bands, entries)
 
 
 def grain_of(bound: Mapping[str, Any], view: View) -> Grain:
@@ -113,7 +114,7 @@ def breadcrumbs(
     Returns:
         The merged delta, ``[...]`` float32.
 
-    Cost: three or four passes without a sort (``mergekit``), or one with a sort of each row (``paper``).
+    Cost: two passes and a sample, without a sort (``mergekit``), or one with a sort of each row (``paper``).
 
     Example:
         >>> breadcrumbs(torch.tensor([[9.0, 5.0, 4.0, 0.1]]), weight=1.0, density=0.5, gamma=0.25)

@@ -85,4 +85,4 @@ def linear(tensors: torch.Tensor, *, weight: Weight, normalize: bool = True, vie
     if not normalize:
         return (w * tensors).sum(0)
     first = tensors[0]
-    return first + (w / w.sum() * (tensors - first)).sum(0)
+    return (tensors - first).mul_(w / w.sum()).sum(0).add_(first)
