@@ -1,6 +1,8 @@
 # `make demo` and `make test` need python3 with pip, and nothing else: each makes .venv itself.
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH ?= linear task_arithmetic ties dare_ties della breadcrumbs \
+	tsvm@small "tsvm of adapters@small" "r_tsvm of adapters@small"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test check unit format schema docs clean bench browser

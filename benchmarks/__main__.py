@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time whole merges, in turns.")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all if none is given: {', '.join(CASES)}")
+    names = f"all if none is given: {', '.join(CASES)}; CASE@SIZE for one on models of another size"
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=names)
     parser.add_argument("--size", choices=SIZES, default="slice1b")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     parser.add_argument("--patience", type=float, default=300, metavar="S", help="a tool that took so long rests")
@@ -26,14 +27,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder of JSON files; in the work folder if not given")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all results there as Markdown")
     given = parser.parse_args(arguments)
-    if unknown := {*given.cases} - {*CASES}:
+    pairs = [(case, size or given.size) for case, _, size in (c.partition("@") for c in given.cases or CASES)]
+    if unknown := {case for case, _ in pairs} - {*CASES}:
         parser.error(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    if unknown := {size for _, size in pairs} - {*SIZES}:
+        parser.error(f"there is no size {', '.join(sorted(unknown))}; there are {', '.join(SIZES)}")
     results = given.results or given.work / "results"
-    make_models(given.work / "models" / given.size, SIZES[given.size])
+    for size in dict.fromkeys(size for _, size in pairs):
+        make_models(given.work / "models" / size, SIZES[size])
     measured = [
         run_case(
             CASES[name],
-            given.size,
+            size,
             given.work,
             repeats=given.repeats,
             patience=given.patience,
@@ -41,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
             tell=partial(print, flush=True),
             keep=partial(save, results),
         )
-        for name in given.cases or CASES
+        for name, size in pairs
     ]
     print(f"\n{table(measured)}")
     if given.report:

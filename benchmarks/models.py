@@ -85,6 +85,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(64, 176, 2, 32, 256, heads=4),
+    "small": Size(1024, 4096, 2, 256, 8000),
     "slice1b": Size(2048, 8192, 2, 512, 8000),  # two layers of Llama-3.2-1B
     "slice8b": Size(4096, 14336, 4, 1024, 8000),  # four layers of Llama-3-8B
     "layer8b": Size(4096, 14336, 1, 1024, 8000),  # one of them: spectral methods take minutes a layer

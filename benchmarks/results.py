@@ -93,7 +93,11 @@ def row(m: Measured) -> tuple[str, ...]:
 
 def table(measured: Sequence[Measured]) -> str:
     """A Markdown table, padded so that it reads well in a terminal, too."""
-    rows = [HEADER, *map(row, measured)]
+    several = len({m.size for m in measured}) > 1
+    rows = [
+        HEADER,
+        *((f"{first} ({m.size})" if several else first, *rest) for m in measured for first, *rest in [row(m)]),
+    ]
     widths = [max(len(r[i]) for r in rows) for i in range(len(HEADER))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) + " |" for r in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from threading import Condition
 
 from triune._lazy import torch
+from triune.engine import cgroup
 from triune.errors import UserError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -55,13 +56,14 @@ def parse_bytes(text: str) -> int:
 
 
 def default_limit() -> int:
-    """Half of the memory that is free now."""
+    """Half of the memory that is free now, on the machine and in the container that this process runs in."""
     try:
         with open("/proc/meminfo") as meminfo:
             available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(available // 2, 2**28)
+    left = cgroup.memory_left()
+    return max(min(available, available if left is None else left) // 2, 2**28)
 
 
 def device_limits(devices: Sequence[str], given: int | None, limit: int) -> Mapping[str, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 
+from triune.engine import cgroup
 from triune.errors import UserError
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, in the container that it runs in."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, cgroup.cores() or allowed)
 
 
 def pick_device(name: str) -> str:
