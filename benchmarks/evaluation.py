@@ -68,7 +68,7 @@ def values_of_triune(run: Path) -> dict[tuple[str, str], float]:
     """(version, task) -> value."""
     from triune.evals.store import read
 
-    return {(r.model.name, r.benchmark): r.value for r in read(run) if r.split == "all"}
+    return {(r.model.name.removeprefix("demo:"), r.benchmark): r.value for r in read(run) if r.split == "all"}
 
 
 def values_of_lm_eval(run: Path, known: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
@@ -91,14 +91,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=1, metavar="N")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / ".work" / "evaluation")
     given = parser.parse_args(arguments)
-    shutil.rmtree(given.work, ignore_errors=True)
-    given.work.mkdir(parents=True)
+    given.work.mkdir(parents=True, exist_ok=True)
     ours: list[Cost] = []
     theirs: list[list[Cost]] = []
     for turn in range(given.repeats):
-        out = given.work / f"triune-{turn}"
+        out, peer = given.work / f"triune-{turn}", given.work / f"lm-eval-{turn}"
+        for folder in (out, peer):
+            shutil.rmtree(folder, ignore_errors=True)
         ours.append(_measured(triune_command(given.tasks, given.limit, given.data, out), out))
-        peer = given.work / f"lm-eval-{turn}"
         peer.mkdir()
         commands = {v: lm_eval_command(v, given.tasks, given.limit, given.data, peer) for v in VERSIONS}
         theirs.append([_measured(command, peer / version) for version, command in commands.items()])

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / ".work" / "startup")
     given = parser.parse_args(arguments)
-    shutil.rmtree(given.work, ignore_errors=True)
+    shutil.rmtree(given.work / "8b", ignore_errors=True)
     write_headers(given.work / "8b", "8b")
     commands = {"triune --help": ["--help"]}
     for name in ("ties", "tsvm"):

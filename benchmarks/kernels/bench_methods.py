@@ -12,7 +12,8 @@ import torch
 
 from triune.engine.job import BLOCK
 from triune.methods._ops import elect_and_fuse, row_ranks, uniform
-from triune.methods._scan import MagnitudeCuts, magnitude_bits
+from triune.methods._sampled_cuts import SampledCuts
+from triune.methods._scan import MagnitudeCuts
 from triune.methods._spec import View
 
 COLUMNS = 2048
@@ -51,7 +52,14 @@ def test_exact_cut(benchmark: Any, deltas: torch.Tensor) -> None:
         return scan.result()
 
     ((cut,), *_) = benchmark(search)
-    assert int(cut.before(magnitude_bits(deltas[0]), 0).sum()) == BLOCK // 5
+    assert int(cut.keep(deltas[0], 0).count_nonzero()) == BLOCK // 5
+
+
+def test_window(benchmark: Any, deltas: torch.Tensor) -> None:
+    scan = SampledCuts([[BLOCK * 20]] * 3, BLOCK * 100)
+    scan.see(0, deltas, VIEW)
+    scan.close(0)
+    benchmark(scan.see, 1, deltas, VIEW)
 
 
 def test_elect_and_fuse(benchmark: Any, deltas: torch.Tensor) -> None:

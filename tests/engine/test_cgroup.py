@@ -22,10 +22,12 @@ def tree(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "cgroup", tmp_path / "self"
 
 
-def limit(group: Path, maximum: str, current: int, inactive: int = 0) -> None:
+def limit(group: Path, maximum: str, current: int, files: int = 0) -> None:
     (group / "memory.max").write_text(f"{maximum}\n")
     (group / "memory.current").write_text(f"{current}\n")
-    (group / "memory.stat").write_text(f"anon 1\ninactive_file {inactive}\n")
+    (group / "memory.stat").write_text(
+        f"anon 1\ninactive_file {files // 4}\nactive_file {files // 4}\nslab_reclaimable {files // 2}\n"
+    )
 
 
 def test_memory_until_the_tightest_limit(tree: tuple[Path, Path]) -> None:

@@ -81,6 +81,21 @@ def test_streaming_equals_memory(
         assert 0.001 < float((merged[LARGE] == base).float().mean()) < 0.999
 
 
+@pytest.mark.parametrize("threads", ["1", "3"])
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties"])
+def test_thresholds_aimed_by_a_sample(
+    blocky: Models, triune: Run, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, threads: str
+) -> None:
+    """With a sample of 500 entries the large tensor is found in windows or, where they miss, by histograms."""
+    flags = ("--method", method, "--set", "density=0.4", "--set", "out_dtype=float32", "--no-gate", "--quiet")
+    assert triune("merge", *blocky.flags, *flags, tmp_path / "whole").code == 0
+    monkeypatch.setattr("triune.methods._sampled_cuts.SAMPLE", 500)
+    assert triune("merge", *blocky.flags, *flags, "--threads", threads, tmp_path / "sampled").code == 0
+    whole, sampled = load(tmp_path / "whole"), load(tmp_path / "sampled")
+    for name in SHAPES:
+        assert torch.equal(whole[name], sampled[name]), name
+
+
 def test_another_seed_gives_other_masks(blocky: Models, triune: Run, load: Any, tmp_path: Path) -> None:
     flags = ("--method", "dare_linear", "--set", "density=0.5", "--no-gate", "--quiet")
     for seed in "12":

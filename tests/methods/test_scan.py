@@ -34,18 +34,18 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     return mask
 
 
-def shown(pieces: list[tuple[torch.Tensor, View]], share: int) -> list[tuple[torch.Tensor, View]]:
+def shown(pieces: list[tuple[torch.Tensor, View]], one_of: int) -> list[tuple[torch.Tensor, View]]:
     """The pieces, or every so manyth entry of them all."""
-    if share == 1:
+    if one_of == 1:
         return pieces
     whole = torch.cat([piece for piece, _ in pieces], dim=1)
-    return [(whole[:, i : i + 1], View(start=i)) for i in range(0, whole.shape[1], share)]
+    return [(whole[:, i : i + 1], View(start=i)) for i in range(0, whole.shape[1], one_of)]
 
 
 def find_cuts(scan: MagnitudeCuts, pieces: list[tuple[torch.Tensor, View]]) -> list[list[Cut]]:
     turn = 0
     while turn < scan.passes:
-        for piece, view in shown(pieces, scan.share(turn)):
+        for piece, view in shown(pieces, scan.one_of(turn)):
             scan.see(turn, piece, view)
         scan.close(turn)
         turn += 1
@@ -110,6 +110,7 @@ def test_a_sample_only_tells_where_to_look(values: list[float], cuts: list[int],
     pieces = blocks(deltas, cuts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("triune.methods._sampled_cuts.SAMPLE", data.draw(st.sampled_from([1, 4, 16, 100])))
+        patch.setattr("triune.methods._sampled_cuts.THINNEST", data.draw(st.sampled_from([2, 8])))
         patch.setattr("triune.methods._sampled_cuts.KEPT", data.draw(st.sampled_from([0, 5, 100])))
         found = find_cuts(SampledCuts(counts, len(values)), pieces)
     for t in range(2):
@@ -119,28 +120,55 @@ def test_a_sample_only_tells_where_to_look(values: list[float], cuts: list[int],
 
 
 @pytest.mark.parametrize(
-    ("levels", "passes"),
+    ("levels", "kept"),
     [
-        pytest.param(10**9, 2, id="distinct: the window holds the cut"),
-        pytest.param(100, 2, id="tied: the window lists each magnitude once"),
+        pytest.param(10**9, 50_000, id="distinct: the window lists what it holds"),
+        pytest.param(100, 1000, id="tied: it lists each magnitude once"),
     ],
 )
-def test_one_pass_after_the_sample(levels: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """200,000 entries, 2,000 of them sampled: five standard errors are 0.045 of them where a fifth is kept."""
+def test_one_pass_after_the_sample(levels: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200,000 entries, 2,000 of them sampled: four standard errors are 0.036 of them where a fifth is kept, so the window
+    holds more than 14,000."""
     monkeypatch.setattr("triune.methods._sampled_cuts.SAMPLE", 2000)
-    monkeypatch.setattr("triune.methods._sampled_cuts.KEPT", 50_000)
+    monkeypatch.setattr("triune.methods._sampled_cuts.KEPT", kept)
     values = np.random.default_rng(levels).integers(1, levels + 1, 200_000).astype(np.float32)
     pieces = blocks(torch.from_numpy(values)[None], [50_000, 120_001])
     for count in (40_000, 1999, 100_000):
         scan = SampledCuts([[count]], len(values))
         ((cut,),) = find_cuts(scan, pieces)
-        assert scan.passes == passes
-        kept = torch.cat([cut.keep(p[0], v.start) for p, v in pieces])
-        assert (kept.numpy() == values * largest(values, count)).all(), count
+        assert scan.passes == 2
+        left = torch.cat([cut.keep(p[0], v.start) for p, v in pieces])
+        assert (left.numpy() == values * largest(values, count)).all(), count
+
+
+def test_no_pass_is_wasted_on_a_window_that_would_list_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, but only 1,000 may be listed: the sample, two histograms, and then the cut is known."""
+    monkeypatch.setattr("triune.methods._sampled_cuts.SAMPLE", 2000)
+    monkeypatch.setattr("triune.methods._sampled_cuts.KEPT", 1000)
+    monkeypatch.setattr("triune.methods._sampled_cuts.RUN", 1000)
+    values = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
+    scan = SampledCuts([[40_000]], len(values))
+    ((cut,),) = find_cuts(scan, blocks(torch.from_numpy(values)[None], [120_001]))
+    assert scan.passes == 3
+    assert (cut.keep(torch.from_numpy(values), 0).numpy() == values * largest(values, 40_000)).all()
+
+
+def test_a_tensor_that_does_not_start_at_zero() -> None:
+    """Four of eight equal entries, the ones with the lowest indices."""
+    kept = find("ties")(torch.ones(1, 8), weight=1.0, density=0.5, view=View(start=100))
+    assert kept.tolist() == [1.0] * 4 + [0.0] * 4
+
+
+def test_sums_beyond_float32() -> None:
+    """The row's sum is 4e38, which float32 does not have; the factor of a mask that drops nothing is one."""
+    assert (
+        find("dare_linear")(torch.tensor([[2e38, 2e38, 1.0]]), weight=1.0, density=1.0).tolist()
+        == torch.tensor([2e38, 2e38, 1.0]).tolist()
+    )
 
 
 def test_a_sample_that_misleads_costs_passes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every hundredth entry, which is what the sample sees, is small."""
+    """Every hundredth entry, which is what the sample sees, is small: the window lies below the cut."""
     monkeypatch.setattr("triune.methods._sampled_cuts.SAMPLE", 100)
     monkeypatch.setattr("triune.methods._sampled_cuts.KEPT", 1000)
     values = np.random.default_rng(0).normal(size=10_000).astype(np.float32)

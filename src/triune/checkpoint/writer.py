@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -19,6 +19,8 @@ from threading import Lock
 from triune.checkpoint.index import TensorInfo
 
 DEFAULT_SHARD = 5_000_000_000
+FLUSHED = 4 << 20
+"""Bytes of a tensor from which on it is worth a system call to have it written at once."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,11 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         """Write bytes of a tensor, ``at`` bytes from its start."""
         descriptor = self._descriptor(info.file)
         _write_all(descriptor, data, info.start + at)
-        if len(data) and at + len(data) == info.nbytes and hasattr(os, "posix_fadvise"):
-            # Linux then starts to write the tensor to the disk, so that the flush at the end has little left to do.
-            os.posix_fadvise(descriptor, info.start, info.nbytes, os.POSIX_FADV_DONTNEED)
+        if at + len(data) == info.nbytes >= FLUSHED and hasattr(os, "posix_fadvise"):
+            # Linux then starts to write the tensor to the disk, so that the flush at the end has little left to do. It
+            # forgets pages that are there already; no other is dropped before it is.
+            with suppress(OSError):
+                os.posix_fadvise(descriptor, info.start, info.nbytes, os.POSIX_FADV_DONTNEED)
 
     def digest(self, info: TensorInfo) -> str:
         """SHA-256 of a tensor's bytes as they stand now."""

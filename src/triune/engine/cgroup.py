@@ -1,4 +1,4 @@
-"""What a container or a scheduler leaves to this process (Linux control groups, version 2).
+"""What a container or a scheduler leaves to this process (Linux control groups; those of version 1 are not looked at).
 
 The machine's own numbers, in ``/proc/meminfo`` and the list of cores, know nothing of such limits, and a process that goes
 beyond its memory is killed without a word.
@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+DROPPED_AT_NEED = ("inactive_file", "active_file", "slab_reclaimable")
+"""Counted as used, and given back by the kernel when the limit is near: files that were read."""
 ROOT, SELF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -26,14 +28,14 @@ def groups(root: Path = ROOT, self_file: Path = SELF) -> Iterator[Path]:
 
 
 def memory_left(root: Path = ROOT, self_file: Path = SELF) -> int | None:
-    """Bytes until the tightest limit, or None if there is none. Pages of files that can be dropped do not count as used."""
+    """Bytes until the tightest limit, or None if there is none. What can be dropped does not count as used."""
     left = []
     for group in groups(root, self_file):
         try:
             limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
             statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             if limit != "max":
-                left.append(int(limit) - used + int(statistics.get("inactive_file", 0)))
+                left.append(int(limit) - used + sum(int(statistics.get(key, 0)) for key in DROPPED_AT_NEED))
         except (OSError, ValueError):
             continue
     return max(min(left), 0) if left else None

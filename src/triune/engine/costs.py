@@ -81,10 +81,14 @@ def calibrate() -> dict[str, float]:
     try:
         single, double = torch.randn(512, 512), torch.randn(384, 384, dtype=torch.float64)
         small = double[:256, :256] @ double[:256, :256].T
-        block, data = torch.randn(1 << 18), bytes(1 << 22)
+        block, data = (
+            torch.randn(1 << 21),
+            bytes(1 << 22),
+        )  # as much as the blocks of a merge, which no core keeps to itself
+        out = torch.empty_like(block)  # new memory each time would be what is measured
         return {
             "bytes": _rate(len(data), lambda: hashlib.sha256(data)),  # all that is read or written is hashed
-            "passes": _rate(block.numel(), lambda: block * 0.5),
+            "passes": _rate(block.numel(), lambda: torch.mul(block, 0.5, out=out)),
             "gemm32": _rate(2 * 512**3, lambda: single @ single),
             "gemm64": _rate(2 * 384**3, lambda: double @ double),
             "eigh": _rate(9 * 256**3, lambda: torch.linalg.eigh(small)),

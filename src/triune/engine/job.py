@@ -126,11 +126,11 @@ def blocks(job: Job) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, rows)
 
 
-def sampled_rows(job: Job, share: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of some 4,096 entries each, spread evenly, that together are one ``share``-th of the tensor."""
+def sampled_rows(job: Job, one_of: int) -> Iterator[tuple[int, int]]:
+    """Ranges of one row or of some 4,096 entries, spread evenly: together one entry in ``one_of``, and at least one row."""
     rows, columns = job.output.matrix
     few = max(1, 4096 // max(columns, 1))
-    for first in range(0, rows, few * share):
+    for first in range(0, rows, few * one_of):
         yield first, min(first + few, rows)
 
 
@@ -263,8 +263,8 @@ class Inputs:
 
 def run_scan(job: Job, lane: Lane, scan: Scan, turn: int, inputs: Inputs | None = None) -> Scan:
     """Show every block of one tensor to a scan, once, or as much of it as the scan wants to see."""
-    inputs, share = inputs or Inputs(job, lane), scan.share(turn)
-    shown = blocks(job) if share == 1 else sampled_rows(job, share)
+    inputs, one_of = inputs or Inputs(job, lane), scan.one_of(turn)
+    shown = blocks(job) if one_of == 1 else sampled_rows(job, one_of)
     for _, _, see in _steps(job, lane, inputs, shown, lambda stack, first: scan.see(turn, stack, inputs.view(first))):
         see()
     return scan

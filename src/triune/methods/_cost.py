@@ -14,27 +14,28 @@ Cost = Counter[str]
 """``passes`` in entries; ``gemm64``, ``gemm32`` and ``eigh`` (with QR and SVD) in operations."""
 
 PASSES = {
-    "linear": 6,
+    "linear": 5,
     "rewarded_soup": 6,
     "task_arithmetic": 4,
-    "model_stock": 17,
-    "ties": 46,
-    "dare_linear": 62,
-    "dare_ties": 73,
-    "della_linear": 255,
-    "della": 250,
-    "breadcrumbs": 52,
-    "breadcrumbs_ties": 57,
+    "model_stock": 12,
+    "ties": 52,
+    "dare_linear": 30,
+    "dare_ties": 38,
+    "della_linear": 146,
+    "della": 153,
+    "breadcrumbs": 35,
+    "breadcrumbs_ties": 43,
 }
-"""Of each method with its scans: the time for a stack of three blocks over that of ``x * 0.5``, on one core."""
+"""Of each method with its scans (``python -m benchmarks.passes``): the time for an entry of each expert over that of
+``x * 0.5``, on one core."""
 READ = 4
 """Passes over each input: to float32, minus the base, a norm, the sum."""
 
 
 def elementwise(method: str, experts: int, entries: int) -> Cost:
     """
-    >>> elementwise("linear", 3, 100)  # (6 + 4) * 3 * 100
-    Counter({'passes': 3000})
+    >>> elementwise("linear", 3, 100)  # (5 + 4) * 3 * 100
+    Counter({'passes': 2700})
     """
     return Counter(passes=(PASSES.get(method, READ) + READ) * experts * entries)
 

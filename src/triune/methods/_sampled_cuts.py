@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLE = 1 << 20
-"""Entries that are looked at first."""
+"""Entries that are looked at first, at most; tensors that are no larger are looked at as a whole."""
+THINNEST = 64
+"""A sample holds no more than one entry in so many."""
 KEPT = 1 << 18
-"""Magnitudes that a window keeps (8 bytes each, and more for a moment)."""
+"""Magnitudes that a window may list (8 bytes each, and twice that for a moment)."""
 SPREADS = (0.2, 0.05, 0.0)
-"""How far off a sampled share may be because rows differ: this part of it, besides five standard errors."""
+"""How far off a sampled share p may be because rows differ: this times p (1 - p), besides four standard errors."""
 RUN = 1 << 18
-"""Entries that are usually shown at a time."""
+"""Entries shown at a time (``BLOCK`` of ``engine/job.py``), to foresee how long lists become; others do no harm."""
 HIGHEST = 0x7FFFFFFF
 
 
@@ -47,9 +49,12 @@ class _Window:
         if self.held > KEPT:
             return
         above, found = _split(bits, self.low, self.high)
+        found, times = np.unique(found, return_counts=True)
         self.above += above
-        self.runs.append((start, *np.unique(found, return_counts=True)))
-        self.held += len(self.runs[-1][1])
+        self.held += len(found)
+        self.runs.append((start, found, times.astype(np.int32)))
+        if self.held > KEPT:
+            self.runs.clear()
 
     def cut(self, count: int) -> Cut | None:
         """The cut after the ``count`` largest entries of all; None if it lies outside the window."""
@@ -87,10 +92,11 @@ def _split(bits: torch.Tensor, low: int, high: int) -> tuple[int, np.ndarray[Any
 
 
 class SampledCuts(MagnitudeCuts):
-    """As :class:`MagnitudeCuts`, for one tensor, and mostly in one pass instead of two or three.
+    """As :class:`MagnitudeCuts`, for one tensor, and in one pass instead of two or three where that is possible.
 
-    A sample of rows, a million entries, says between which magnitudes each cut should lie. One pass counts what is above
-    and lists what is between. The cut is exact: where the window misses it, the passes of :class:`MagnitudeCuts` follow.
+    A sample of rows, at most a million entries, says between which magnitudes each cut should lie. One pass counts what is
+    above and lists what is between. The cut is exact: where the window misses it, the passes of :class:`MagnitudeCuts`
+    follow. They come at once where a window would list too much, as in tensors of a hundred million distinct numbers.
     A tensor no larger than the sample needs nothing else.
 
     Args:
@@ -100,38 +106,41 @@ class SampledCuts(MagnitudeCuts):
 
     def __init__(self, counts: Sequence[Sequence[int]], entries: int) -> None:
         super().__init__(counts)
-        self.entries, self.thin = entries, -(-entries // SAMPLE)
+        self.entries, self.thin = entries, max(-(-entries // SAMPLE), THINNEST) if entries > SAMPLE else 1
         for search in (s for row in self.searches for s in row):
             if search.count >= entries:
                 search.cut = ALL
+        self.start = 0
         self.samples: list[list[np.ndarray[Any, Any]]] = [[] for _ in counts]
         self.windows: list[list[_Window]] = []
+        self.aimed = 2
+        """Passes before those of :class:`MagnitudeCuts`: the sample, and the windows if there are any."""
         self.passes = 2 if self._open() else 0
 
     def _open(self) -> list[int]:
         """Experts that still lack a cut."""
         return [t for t, row in enumerate(self.searches) if any(s.cut is None for s in row)]
 
-    def share(self, turn: int) -> int:
+    def one_of(self, turn: int) -> int:
         return self.thin if turn == 0 else 1
 
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:
-        if turn >= 2:
-            super().see(turn - 2, deltas, view)
+        if turn >= self.aimed:
+            super().see(turn - self.aimed, deltas, view)
             return
         for t in self._open():
             bits = magnitude_bits(deltas[t])
             if turn == 0:
-                step = self.thin if len(bits) > SAMPLE else 1  # a row of millions is shown whole
-                self.samples[t].append(bits[::step].cpu().numpy())
+                self.start = view.start if not self.samples[t] else self.start
+                self.samples[t].append(bits[:: max(1, len(bits) // SAMPLE)].cpu().numpy())  # a row may be that long
                 continue
             for search, window in zip(self.searches[t], self.windows[t], strict=True):
                 if search.cut is None:
                     window.see(bits, view.start)
 
     def close(self, turn: int) -> None:
-        if turn >= 2:
-            super().close(turn - 2)
+        if turn >= self.aimed:
+            super().close(turn - self.aimed)
             return
         if turn == 0:
             self._use_samples()
@@ -142,35 +151,43 @@ class SampledCuts(MagnitudeCuts):
             self.windows.clear()
         if not self._open():
             self.passes = turn + 1
-        elif turn == 1:
-            self.passes = 5
+        elif turn + 1 == self.aimed:
+            self.passes = self.aimed + 3
 
     def _use_samples(self) -> None:
         import numpy as np
 
-        self.windows = [[] for _ in self.searches]
+        windows: list[list[_Window | None]] = [[] for _ in self.searches]
         for t in self._open():
             bits = np.concatenate(self.samples[t])
             self.samples[t].clear()
             if self.thin > 1:
-                self.windows[t] = [self._aim(bits, search.count) for search in self.searches[t]]
+                windows[t] = [self._aim(bits, search.count) for search in self.searches[t]]
                 continue
-            for search in self.searches[t]:  # every entry was seen
-                search.cut = search.cut or cut_among(bits, range(len(bits)), search.count)
+            places = range(self.start, self.start + len(bits))  # every entry was seen
+            for search in self.searches[t]:
+                search.cut = search.cut or cut_among(bits, places, search.count)
+        self.windows = [[w for w in row if w] for row in windows]
+        if self.windows != windows:
+            self.aimed = 1
 
-    def _aim(self, sample: np.ndarray[Any, Any], count: int) -> _Window:
-        """Where the cut should lie: the widest window that promises to list no more than it may."""
+    def _aim(self, sample: np.ndarray[Any, Any], count: int) -> _Window | None:
+        """Where the cut should lie: the widest window that promises to list no more than it may, if there is one."""
         import numpy as np
 
         size, share = len(sample), min(max(count / self.entries, 0.0), 1.0)
-        window = _Window(0, HIGHEST)
+        deviation, middle = size * share * (1 - share), size * (1 - share)
+        ordered, lowest = sample[:0], 0
         for part in SPREADS:
-            spread = size * share * (1 - share) * part + 5 * math.sqrt(size * share * (1 - share)) + 1
-            first, last = math.ceil(size * (1 - share) - spread), math.floor(size * (1 - share) + spread)
+            spread = deviation * part + 4 * math.sqrt(deviation) + 1
+            first, last = math.ceil(middle - spread), math.floor(middle + spread)
             ends = [max(first, 0), min(last, size - 1)]
-            inside = np.partition(sample, ends)[ends[0] : ends[1] + 1]
-            window = _Window(int(inside[0]) if first >= 0 else 0, int(inside[-1]) if last < size else HIGHEST)
+            if not len(ordered):  # of the widest window, the others lie in it
+                ordered, lowest = np.sort(np.partition(sample, ends)[ends[0] : ends[1] + 1]), ends[0]
+            inside = ordered[ends[0] - lowest : ends[1] - lowest + 1]
             # Of numbers that repeat, each run lists at most the distinct ones; of others, all.
-            if min(len(np.unique(inside)) * self.entries / RUN, len(inside) * self.thin) <= KEPT / 2:
-                break
-        return window
+            distinct = 1 + int(np.count_nonzero(inside[1:] != inside[:-1]))
+            listed = min(distinct * self.entries / RUN, len(inside) * self.entries / size)
+            if listed <= KEPT * (0.5 if part else 0.9):  # the widest may hold much more than the sample shows
+                return _Window(int(inside[0]) if first >= 0 else 0, int(inside[-1]) if last < size else HIGHEST)
+        return None

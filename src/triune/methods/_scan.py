@@ -1,7 +1,8 @@
 """Statistics of whole tensors, gathered in blocks (see :class:`triune.methods._spec.Scan`).
 
-Exact selection by magnitude needs no sort: the bits of a non-negative float32 order like an unsigned integer, so two
-histograms, of the upper 16 and of the lower 15 bits, find the k-th largest of any number of entries in 256 KiB.
+Exact selection by magnitude needs no sort, and mostly a single pass (see ``_sampled_cuts.py``). Where that does not do, two
+histograms find the k-th largest of any number of entries in 256 KiB, of the upper 16 and of the lower 15 bits: the bits of a
+non-negative float32 order like an unsigned integer.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Cut:
         flat = delta.reshape(-1)
         with_ties = min(max(0, self.index - start), len(flat))
         if self.more and start <= self.index < start + len(flat):
-            with_ties += int((magnitude_bits(flat[with_ties:]) == self.bits).nonzero()[self.more - 1]) + 1
+            ties = (magnitude_bits(flat[with_ties:]) == self.bits).nonzero()[: self.more]
+            with_ties += int(ties[-1]) + 1 if len(ties) else 0
         if with_ties == 0:
             return _above(flat, self.bits).reshape(delta.shape)
         parts = (_above(flat[:with_ties], self.bits - 1), _above(flat[with_ties:], self.bits))
@@ -267,7 +269,8 @@ def trim(deltas: torch.Tensor, cuts: Sequence[Cut], view: View | None = None) ->
 def row_sums(stack: torch.Tensor) -> torch.Tensor:
     """Each expert's sum, float64: torch adds up a row pairwise, which loses nothing that matters in float32."""
     rows = stack.reshape(len(stack), -1, stack.shape[-1] if stack.dim() > 1 else 1)
-    return rows.sum(2).sum(1, dtype=torch.float64).cpu()
+    sums = rows.sum(2).sum(1, dtype=torch.float64).cpu()
+    return sums if bool(sums.isfinite().all()) else rows.sum((1, 2), dtype=torch.float64).cpu()
 
 
 @dataclass(frozen=True)

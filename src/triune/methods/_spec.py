@@ -118,8 +118,8 @@ class Scan(ABC):
     def see(self, turn: int, deltas: torch.Tensor, view: View) -> None:
         """Take in one block, float32, experts first. Blocks of one tensor come in order of their start."""
 
-    def share(self, turn: int) -> int:
-        """Of so many entries this pass wants to see but one: rows spread over the tensor are enough for it."""
+    def one_of(self, turn: int) -> int:
+        """This pass wants to see one entry in so many, in rows spread over the tensor; 1: all of them."""
         return 1
 
     def close(self, turn: int) -> None:  # noqa: B027 - most scans have nothing to do here

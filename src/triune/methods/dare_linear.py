@@ -54,7 +54,7 @@ def dare_linear(
     Where implementations part ways:
         - ``semantics: mergekit`` scales by one measured factor for each tensor, sum|d| / sum|m d|, near 1/density for
           large tensors and noisy for small ones; ``paper`` by 1/density;
-        - masks depend on (seed, expert, tensor, flat index) alone, so the same recipe gives the same bytes on any number
+        - masks depend on (seed, expert, tensor, flat index) alone, so the same recipe gives the same masks on any number
           of threads and any device. mergekit draws from one global stream: its masks cannot be reproduced, ours agree
           with it in distribution.
 
