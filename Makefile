@@ -30,7 +30,7 @@ check: .venv/test
 unit: .venv/test
 	$(BIN)/python -m pytest
 
-bench: .venv/bench ## time merges beside mergekit and the floor on small models, then the kernels: a quarter of an hour
+bench: .venv/bench ## time merges beside mergekit and the floor on small models, then the kernels: some seven minutes
 	$(BIN)/python -m benchmarks --size slice1b --repeats 2 --patience 30 --install $(BENCH)
 	$(BIN)/python -m pytest -q --benchmark-columns=median,iqr,rounds --benchmark-sort=name benchmarks/kernels/*.py
 

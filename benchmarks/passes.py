@@ -31,10 +31,10 @@ SETTINGS: dict[str, dict[str, float]] = {
 }
 
 
-def deltas() -> torch.Tensor:
-    """Differences of bfloat16 numbers, ``[experts, rows, columns]``, as `models.py` makes them."""
+def deltas(rows: int, columns: int) -> torch.Tensor:
+    """What models.py makes, ``[experts, rows, columns]``: differences of bfloat16 numbers, with many ties."""
     draw = torch.Generator().manual_seed(0)
-    base = (torch.randn(BLOCKS * BLOCK // COLUMNS, COLUMNS, generator=draw) * 0.02).bfloat16()
+    base = (torch.randn(rows, columns, generator=draw) * 0.02).bfloat16()
     noise = torch.randn(EXPERTS, *base.shape, generator=draw).pow_(3) * 0.0005
     return (base + noise).bfloat16().float() - base.float()
 
@@ -64,7 +64,7 @@ def merge(name: str, stack: torch.Tensor) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     keep_freed_blocks()
-    unit, stack = 1 / max(calibrate()["passes"] for _ in range(5)), deltas()
+    unit, stack = 1 / max(calibrate()["passes"] for _ in range(5)), deltas(BLOCKS * BLOCK // COLUMNS, COLUMNS)
     for name in PASSES:
         merge(name, stack[:, : 4 * BLOCK // COLUMNS])
         best: Any = float("inf")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.passes import SETTINGS, deltas
 
 from triune.engine.job import BLOCK
 from triune.methods._ops import elect_and_fuse, row_ranks, uniform
@@ -28,13 +29,9 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def deltas() -> torch.Tensor:
-    """What the experts of models.py look like: differences of bfloat16 numbers, with many ties."""
-    draw = torch.Generator().manual_seed(0)
-    base = (torch.randn(BLOCK // COLUMNS, COLUMNS, generator=draw) * 0.02).bfloat16()
-    noise = torch.randn(3, *base.shape, generator=draw).pow_(3) * 0.0005
-    return (base + noise).bfloat16().float() - base.float()
+@pytest.fixture(scope="module", name="deltas")
+def the_deltas() -> torch.Tensor:
+    return deltas(BLOCK // COLUMNS, COLUMNS)
 
 
 def test_magnitude_histogram(benchmark: Any, deltas: torch.Tensor) -> None:
@@ -74,24 +71,12 @@ def test_row_ranks(benchmark: Any, deltas: torch.Tensor) -> None:
     benchmark(row_ranks, deltas[0], descending=False)
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "task_arithmetic": {},
-    "ties": {"density": 0.2},
-    "dare_ties": {"density": 0.3},
-    "dare_linear": {"density": 0.3},
-    "della_linear": {"density": 0.3, "epsilon": 0.1},
-    "breadcrumbs": {"density": 0.9, "gamma": 0.01},
-    "tsvm": {},
-    "r_tsvm": {},
-}
-
-
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("method", ["task_arithmetic", *SETTINGS, "tsvm", "r_tsvm"])
 def test_method(benchmark: Any, deltas: torch.Tensor, method: str) -> None:
     """Everything on one tensor: its scan, then the merge."""
     import triune
 
     stack = list(deltas)
-    parameters = {"weight": 1.0, **SETTINGS[method]}
+    parameters = {"weight": 1.0, **SETTINGS.get(method, {})}
     merged = benchmark(triune.merge_tensors, method, stack, torch.zeros_like(stack[0]), parameters=parameters)
     assert bool(merged.any())

@@ -118,7 +118,7 @@ class _Search:
         return len(histogram) - 1 - place
 
 
-def cut_among(bits: np.ndarray[Any, Any], places: Sequence[int] | np.ndarray[Any, Any], count: int) -> Cut:
+def cut_among(bits: np.ndarray[Any, Any], places: np.ndarray[Any, Any], count: int) -> Cut:
     """The cut after the ``count`` largest of some entries, given their magnitudes' bits and, in order, flat indices."""
     import numpy as np
 
