@@ -95,6 +95,14 @@ def test_polar_drops_what_it_cannot_tell_apart() -> None:
     assert torch.allclose(_spectral.polar(twice, 0.0), torch.tensor([[1.0, 1.0], [0.0, 0.0]]) / math.sqrt(2), atol=1e-6)
 
 
+@pytest.mark.parametrize("tolerance", [0.3, 0.05, 1e-6])
+def test_polar_drops_below_its_tolerance_on_either_side_of_steep(tolerance: float) -> None:
+    """diag(1, 0.2, 0.01): of the identity, what is above the tolerance remains."""
+    values = torch.tensor([1.0, 0.2, 0.01])
+    kept = (values > tolerance).float()
+    assert torch.allclose(_spectral.polar(values.diag(), tolerance), kept.diag(), atol=1e-6)
+
+
 def test_statistics_by_hand() -> None:
     """Magnitudes 0, 1, 3, 4. Without the zero: mean 8/3, variance 26/3 - 64/9, so 3.91 at one sigma, below the 4.
 

@@ -51,7 +51,8 @@ def spectral(experts: int, shape: Sequence[int], damped_passes: int = 0) -> Cost
     k = small // experts
     cost = Counter(passes=(READ + damped_passes) * experts * m * n, eigh=experts * 9 * small**3)
     cost["gemm64"] += experts * (5 * 2 * large * small**2 // 8)  # Gram matrices
-    cost["gemm64"] += experts * (2 * large * small * k + 4 * large * k**2)  # the other side's vectors, made orthonormal
+    cost["gemm64"] += experts * 2 * large * small * k  # the other side's vectors
+    cost["gemm32"] += experts * 4 * large * k**2  # made orthonormal
     return cost + polar_factors(k * experts, shape) + Counter(gemm32=2 * m * n * k * experts)
 
 
@@ -59,7 +60,7 @@ def polar_factors(rank: int, shape: Sequence[int]) -> Cost:
     """Those of U ``[m, rank]`` and V ``[n, rank]``."""
     rows = sum(shape)
     gram, root = 5 * 2 * rows * rank**2 // 8, 4 * rank**3
-    return Counter(gemm64=gram + root, eigh=2 * 9 * rank**3, gemm32=2 * rows * rank**2)
+    return Counter(gemm64=gram, eigh=2 * 9 * rank**3, gemm32=2 * rows * rank**2 + root)
 
 
 def factored(ranks: Sequence[int], shape: Sequence[int], dense: bool = True) -> Cost:

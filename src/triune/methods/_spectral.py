@@ -1,7 +1,7 @@
 """The linear algebra behind TSVM and R-TSVM: truncated SVD, polar factors, statistics of a delta's entries.
 
 Every function takes a delta either as a matrix or as a :class:`LowRank` product, whose matrix is never built. What is
-decomposed is float64 and has the size of the smaller side; what is kept and multiplied at full size is float32.
+decomposed, and whatever is divided by a small singular value, is float64; what is kept and the other products are float32.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MOST_ROUNDS = 10
 """Of the search for outliers."""
 ROUNDING = 1e-5
 """Float32 experts cannot tell directions apart at a smaller angle: ``polar_tol`` acts like this where it is below."""
+STEEP = 0.1
+"""Times the largest singular value of stacked vectors: dividing by less magnifies the rounding of float32 too much."""
 STEPS = 14
 """Of Newton and Schulz. Each lifts a small singular value by half of itself at most, so a stack whose largest is about a
 hundred times its smallest is done then."""
@@ -130,11 +132,11 @@ def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
     values = values[:k].clone()
     v = vectors[:, -k:].flip(1)
     del squares, vectors
-    u = times(tall, v / values, torch.empty(len(tall), k, dtype=v.dtype, device=v.device))
+    u = times(tall, v / values, torch.empty(len(tall), k, device=v.device))
+    v = v.float()
     # Rounding of the Gram matrix leaves u orthonormal only to 1e-15 (s_1 / s_k)^2. One Newton-Schulz step squares that.
-    newton_schulz = torch.eye(k, dtype=u.dtype, device=u.device).mul_(1.5).sub_(u.T @ u, alpha=0.5)
-    u = times(u, newton_schulz, torch.empty_like(u, dtype=torch.float32))
-    return Components(v.float(), values, u) if wide else Components(u, values, v.float())
+    u = times(u, _step(u), u)
+    return Components(v, values, u) if wide else Components(u, values, v)
 
 
 def _small_core(delta: LowRank) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -162,6 +164,7 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
     """The matrix with orthonormal columns nearest to ``a``, in place: ``a (a.T a)^(-1/2)``.
 
     Directions with a singular value below ``tolerance`` times the largest are dropped, which leaves a partial isometry.
+    Those below :data:`STEEP` times the largest are added up one by one, as ``u v.T``: similar experts have many.
     On a GPU, where products are fast and eigendecompositions are not, by :func:`newton_schulz` where that is enough.
     """
     # What 14 steps have brought to one was more than 1.5^-14 of the largest before: nothing is to be dropped.
@@ -169,11 +172,17 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
         return a.copy_(found)
     squares, vectors = torch.linalg.eigh(gram(a))
     keep = squares > max(tolerance, ROUNDING) ** 2 * squares[-1]
-    half = vectors[:, keep] * squares[keep] ** -0.25
-    del vectors
-    inverse_root = (half @ half.T).float()
-    del half
-    return times(a, inverse_root, a)
+    steep = keep & (squares < STEEP**2 * squares[-1])
+    flat = keep ^ steep
+    half = (vectors[:, flat] * squares[flat] ** -0.25).float()
+    root, v = half @ half.T, vectors[:, steep]
+    u_of_rows = v * squares[steep] ** -0.5
+    v = v.T.float()
+    del vectors, half
+    for rows in row_slices(a.shape, PANEL):
+        u = a[rows].double() @ u_of_rows
+        a[rows] = torch.addmm(u.float() @ v, a[rows], root)
+    return a
 
 
 def newton_schulz(a: torch.Tensor) -> torch.Tensor | None:
@@ -195,9 +204,7 @@ def newton_schulz(a: torch.Tensor) -> torch.Tensor | None:
     x /= torch.linalg.matrix_norm(fourth) ** 0.125
     del fourth
     for _ in range(STEPS):
-        step = (x.T @ x).mul_(-0.5)
-        step.diagonal().add_(1.5)
-        x = x @ step
+        x = x @ _step(x)
     rest = gram(x).tril_()
     rest += rest.tril(-1).T
     rest.diagonal().sub_(1.0)
@@ -206,6 +213,13 @@ def newton_schulz(a: torch.Tensor) -> torch.Tensor | None:
     step = rest.mul_(-0.5).float()
     step.diagonal().add_(1.0)
     return times(x, step, x)
+
+
+def _step(x: torch.Tensor) -> torch.Tensor:
+    """What Newton and Schulz multiply ``x`` by: ``(3 - x.T x) / 2``."""
+    step = (x.T @ x).mul_(-0.5)
+    step.diagonal().add_(1.5)
+    return step
 
 
 def orthogonalise(
