@@ -22,8 +22,10 @@ from benchmarks import machine
 from benchmarks.models import EXPERTS, RANK, SIZES, Size, make_models
 from triune.checkpoint.writer import DEFAULT_SHARD, Shard, lay_out, shard_index
 from triune.engine.executors.ray import GROUP, STEP, WORKER, groups
-from triune.engine.job import Job, Lane, run_job
+from triune.engine.inputs import Lane
+from triune.engine.job import Job
 from triune.engine.plan import Plan, make_plan
+from triune.engine.run import run_job
 from triune.recipes import recipe_from_flags
 
 LLAMA_405B = Size(16384, 53248, 126, 1024, 128256, heads=128)

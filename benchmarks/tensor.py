@@ -19,8 +19,9 @@ from benchmarks.models import SIZES, make_models
 from triune.checkpoint.index import TensorInfo
 from triune.checkpoint.reader import Files
 from triune.engine.allocator import keep_freed_blocks
-from triune.engine.job import Lane, run_job
+from triune.engine.inputs import Lane
 from triune.engine.plan import make_plan
+from triune.engine.run import run_job
 from triune.methods._lowrank import LowRank
 from triune.recipes import parse_recipe
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import triune as api
-from triune.engine.job import Job, Lane
+from triune.engine.inputs import Lane
+from triune.engine.job import Job
 from triune.engine.plan import make_plan
 from triune.errors import Interrupted, UserError
 from triune.progress import Advanced, Event, Finished, Started

@@ -14,7 +14,8 @@ import torch
 from triune.engine.budget import device_limits, human
 from triune.engine.cores import pick_devices
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Lane, device_memory_of
+from triune.engine.inputs import Lane
+from triune.engine.job import device_memory_of
 from triune.engine.plan import make_plan
 from triune.errors import UserError
 from triune.recipes import Recipe, recipe_from_flags

@@ -16,7 +16,8 @@ import pytest
 import triune as api
 from triune.engine import verify as verifying
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Done, Job, Lane
+from triune.engine.inputs import Lane
+from triune.engine.job import Done, Job
 from triune.errors import UserError
 
 if TYPE_CHECKING:

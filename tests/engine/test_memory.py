@@ -21,7 +21,8 @@ MEASURE = """
 import json, os, re, sys, torch
 from pathlib import Path
 from triune.checkpoint.reader import Files
-from triune.engine.job import Lane, run_job
+from triune.engine.inputs import Lane
+from triune.engine.run import run_job
 from triune.engine.merge import scan_model
 from triune.engine.executors.local import LocalExecutor
 from triune.engine.plan import make_plan

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from triune.engine import job, merge
+from triune.engine import job, merge, run
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Job, Lane
+from triune.engine.inputs import Lane
+from triune.engine.job import Job
 from triune.engine.transfer import Slot, overlapped
 
 if TYPE_CHECKING:
@@ -204,9 +205,9 @@ def test_a_merge_gives_the_same_bytes(
     assert triune(*command, tmp_path / "plain").code == 0
     plain = load(tmp_path / "plain")
     monkeypatch.setattr(merge, "LocalExecutor", OnStreams)
-    monkeypatch.setattr(job, "pinned_slots", slots)
+    monkeypatch.setattr(run, "pinned_slots", slots)
     for number, hasty in enumerate(ORDERS[::2]):
-        monkeypatch.setattr(job, "CudaStreams", lambda device, hasty=hasty: FakeStreams(hasty))
+        monkeypatch.setattr(run, "CudaStreams", lambda device, hasty=hasty: FakeStreams(hasty))
         assert triune(*command, tmp_path / str(number)).code == 0
         lock = json.loads((tmp_path / str(number) / "triune.lock.json").read_text())
         assert lock["device"] == "cuda"

@@ -15,7 +15,8 @@ from triune.diagnostics.tensor import diagnose_tensor, memory_of
 from triune.engine.budget import default_limit, human
 from triune.engine.cores import available_cores
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Job, Lane
+from triune.engine.inputs import Lane
+from triune.engine.job import Job
 from triune.engine.plan import Plan, make_plan
 from triune.errors import RecipeError, UserError
 from triune.methods import METHODS, find

@@ -12,7 +12,9 @@ from triune._lazy import torch
 from triune.diagnostics.entries import StackSums, change, relative
 from triune.diagnostics.records import Effect, Expert, Pair, Tensor
 from triune.diagnostics.spectra import Spectrum, overlap, spectrum, task_interference
-from triune.engine.job import Inputs, Job, Lane, blocks, nonfinite
+from triune.engine.inputs import Inputs, Lane
+from triune.engine.job import Job, blocks
+from triune.engine.result import nonfinite
 from triune.errors import CheckpointError
 from triune.methods import find
 from triune.methods._spec import View

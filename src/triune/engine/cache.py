@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triune.engine.plan import made_with, stamp
 from triune.errors import UserError
 from triune.output.atomic import write_bytes
 
@@ -45,8 +46,6 @@ class Cache:
 
     def path(self, job: Job, device: str) -> Path:
         """Where this tensor's decompositions are, or would be."""
-        from triune.engine.plan import made_with, stamp  # they import the job, which imports this
-
         bound = sorted((key, value) for key, value in job.bound.items() if key not in FREE)
         sources = (job.base, *job.experts)
         files = sorted({t.file for s in sources if s for t in s.tensors})

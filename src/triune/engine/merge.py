@@ -20,11 +20,12 @@ from triune.engine.cache import Cache
 from triune.engine.cores import available_cores, pick_devices
 from triune.engine.executors import Executor, ExecutorFailed
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Done, Job, Sink, device_memory_of, run_job, run_scan
+from triune.engine.job import Done, Job, device_memory_of
 from triune.engine.journal import LOCK, Journal, is_finished
 from triune.engine.lock import file_digest, lock_file
 from triune.engine.plan import Plan, check_disk, make_plan
-from triune.engine.sinks import PartSink, ShardSink
+from triune.engine.run import run_job, run_scan
+from triune.engine.sinks import PartSink, ShardSink, Sink
 from triune.errors import UserError
 from triune.methods._spec import Scan, WholeModelScan
 from triune.output import strip

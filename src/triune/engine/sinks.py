@@ -6,13 +6,23 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from triune.checkpoint.index import TensorInfo
 from triune.checkpoint.writer import ShardWriter
 from triune.engine.job import Job
 from triune.methods._lowrank import LowRank
 from triune.output.adapter import write_part
+
+
+class Sink(Protocol):
+    """Where a job's result goes."""
+
+    def write(self, info: TensorInfo, at: int, data: memoryview) -> None:
+        """Bytes of a dense result, ``at`` bytes from the tensor's start."""
+
+    def write_factors(self, job: Job, delta: LowRank) -> str:
+        """A low-rank result; returns the digest of what was stored."""
 
 
 class ShardSink:

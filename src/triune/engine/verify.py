@@ -14,11 +14,12 @@ from triune.checkpoint.reader import Files, Reader
 from triune.engine.budget import default_limit, device_limits
 from triune.engine.cores import available_cores, pick_device
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Done, Job, device_memory_of, run_job
+from triune.engine.job import Done, Job, device_memory_of
 from triune.engine.journal import LOCK
 from triune.engine.lock import file_digest
 from triune.engine.merge import scan_model
 from triune.engine.plan import Plan, make_plan
+from triune.engine.run import run_job
 from triune.engine.sinks import NullSink
 from triune.errors import UserError
 from triune.progress import Listener, silent

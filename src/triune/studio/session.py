@@ -21,10 +21,12 @@ from triune.engine.budget import default_limit, human
 from triune.engine.cache import FREE
 from triune.engine.cores import available_cores
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Job, Lane, run_job
+from triune.engine.inputs import Lane
+from triune.engine.job import Job
 from triune.engine.merge import MergeResult, merge, scan_model
 from triune.engine.models import Model, skippable
 from triune.engine.plan import Plan, make_plan
+from triune.engine.run import run_job
 from triune.errors import CheckpointError, ParameterError, RecipeError, UserError
 from triune.methods import Method, find
 from triune.methods._lowrank import LowRank

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from triune.engine.job import Lane
+from triune.engine.inputs import Lane
 from triune.errors import TriuneError
 
 R = TypeVar("R")

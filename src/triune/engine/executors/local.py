@@ -14,7 +14,7 @@ from triune.checkpoint.reader import Files
 from triune.engine.allocator import keep_freed_blocks
 from triune.engine.budget import Budget, fits
 from triune.engine.executors import Work
-from triune.engine.job import Lane
+from triune.engine.inputs import Lane
 from triune.errors import Interrupted
 
 J = TypeVar("J", bound=Work)

@@ -23,7 +23,7 @@ from triune._lazy import torch
 from triune.checkpoint.reader import Files
 from triune.engine.allocator import keep_freed_blocks
 from triune.engine.executors import ExecutorFailed, Work
-from triune.engine.job import Lane
+from triune.engine.inputs import Lane
 from triune.engine.plan import made_with
 from triune.errors import Interrupted, TriuneError, UserError
 
