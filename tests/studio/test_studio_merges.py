@@ -21,7 +21,8 @@ from triune.methods import METHODS, find
 from triune.progress import Advanced
 from triune.recipes import load_recipe, recipe_from_flags
 from triune.studio.generate import answers, encode
-from triune.studio.session import Point, Stopped, Studio, simplex, strength_of
+from triune.studio.point import Point, simplex, strength_of
+from triune.studio.session import Stopped, Studio
 from triune.studio.versions import Resident, Version
 
 POINT = {"shares": [5, 2, 3], "parameters": {}}

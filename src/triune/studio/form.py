@@ -7,7 +7,7 @@ from typing import Any
 
 from triune.methods import METHODS, Method, find
 from triune.methods._spec import Parameter
-from triune.studio.session import strength_of
+from triune.studio.point import strength_of
 
 
 def describe(method: Method, experts: int) -> dict[str, Any]:

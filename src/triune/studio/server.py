@@ -26,8 +26,9 @@ from triune.progress import Advanced, Event, Noted, Started
 from triune.reports.colours import of_experts
 from triune.studio.form import methods
 from triune.studio.generate import answers, encode
+from triune.studio.point import Point, RefusedParameter
 from triune.studio.score import score, tasks
-from triune.studio.session import Merge, Point, RefusedParameter, Stopped, Studio, listening
+from triune.studio.session import Merge, Stopped, Studio, listening
 
 LARGEST_BODY = 1 << 16
 MOST_TOKENS = 1024

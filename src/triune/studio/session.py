@@ -8,14 +8,13 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from triune._lazy import torch
-from triune.checkpoint.lora import is_adapter
 from triune.checkpoint.reader import torch_dtype
 from triune.engine.budget import default_limit, human
 from triune.engine.cache import FREE
@@ -34,35 +33,16 @@ from triune.output.atomic import write_text
 from triune.progress import Advanced, Finished, Listener, Started, silent
 from triune.recipes import Recipe, recipe_from_flags
 from triune.recipes.schema import LABEL
+from triune.studio.point import Point, RefusedParameter, simplex, strength_of
 from triune.studio.versions import Resident, Version
 
 BASE, MERGED = "base", "merge"
 """What the base and the point's model are called among the versions."""
 MOST = 12
 """Experts that one page shows side by side."""
-FINE = 10_000
-"""A share of the simplex is a whole number of these: recipes with numbers that people can read."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEPT = ("seed", "dtype", "out_dtype", "chat_template")
 """Top-level keys of a recipe that the studio takes along as they are."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where the user stands, and by which method."""
-
-    method: str
-    shares: tuple[float, ...]
-    """Of each expert; they add up to 1."""
-    strength: float = 1.0
-    """What the shares are multiplied by; 1 where the method divides by the sum of the weights anyway."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """A third of 3 is 1: where the sum need not be exact, the rounding of the shares is rounded away."""
-        digits = 6 if self.strength == 1 else 3
-        return tuple(round(s * self.strength, digits) for s in self.shares)
 
 
 @dataclass(frozen=True)
@@ -76,46 +56,6 @@ class Merge:
     """Tensors that were merged as low-rank factors."""
     dense: int
     """Tensors that were merged entry by entry, or decomposed."""
-
-
-def simplex(shares: Sequence[float]) -> tuple[float, ...]:
-    """Shares that add up to 1, rounded to a hundredth of a percent.
-
-    >>> simplex([1, 1, 1])
-    (0.3334, 0.3333, 0.3333)
-    """
-    if not all(isinstance(s, int | float) and not isinstance(s, bool) and 0 <= s < math.inf for s in shares):
-        raise ParameterError(f"A share must be a number of at least 0, got {list(shares)}.")
-    total = math.fsum(shares)
-    if total <= 0:
-        raise ParameterError("The shares add up to 0: give at least one expert a share.")
-    exact = [s / total * FINE for s in shares]
-    counts = [math.floor(e) for e in exact]
-    by_rest = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-    for i in by_rest[: FINE - sum(counts)]:
-        counts[i] += 1
-    return tuple(c / FINE for c in counts)
-
-
-def strength_of(method: Method, parameters: Mapping[str, Any], experts: int) -> float | None:
-    """The strength to begin with: the centre is then what ``triune merge`` makes without weights.
-
-    None where there is nothing to choose: the method has no weights, wants a sum of 1, or divides by the sum.
-    """
-    weight = next((p for p in method.parameters if p.name == "weight"), None)
-    if weight is None or (weight.interval and weight.interval.text == "[0, 1]"):
-        return None
-    normalize = next((p for p in method.parameters if p.name == "normalize"), None)
-    if normalize and parameters.get("normalize", normalize.default) is True:
-        return None
-    return float(experts) if method.takes == "deltas" else 1.0
-
-
-def quick(base: str | None, experts: Sequence[str] | None) -> str:
-    """A method that is quick to move with: TSVM for adapters, whose factors it merges, and an average for full models."""
-    named = [e for e in experts or () if "+" not in e and not e.rpartition("=")[2].startswith("demo:")]
-    folders = [Path(e.partition("=")[2] or e).expanduser() for e in named]
-    return "tsvm" if base and all(is_adapter(f) for f in folders) else "linear"
 
 
 class Studio:
@@ -489,14 +429,6 @@ def listening(listener: Listener, stop: Stop) -> Listener:
         listener(event)
 
     return hear
-
-
-class RefusedParameter(ParameterError):
-    """A value that one field of the page's form holds."""
-
-    def __init__(self, name: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.name = name
 
 
 class Stopped(Exception):
