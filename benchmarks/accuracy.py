@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from triune.methods import find
+from triune.methods.tsvm import equal_share
 
 EXPERTS = 3
 DROPPED = 1e-5
@@ -55,11 +56,10 @@ def kinds(n: int) -> Mapping[str, Callable[[], Sequence[torch.Tensor]]]:
 
 def by_svd(deltas: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Algorithm 1 by full SVDs in one precision."""
-    k = min(deltas[0].shape) // len(deltas)
-    parts = [torch.linalg.svd(d.to(dtype), full_matrices=False) for d in deltas]
-    left, values, right = (
-        torch.cat(x, -1) for x in zip(*((u[:, :k], s[:k], v[:k].T) for u, s, v in parts), strict=True)
-    )
+    rank = equal_share(tuple(deltas[0].shape), len(deltas))
+    parts = [(u, s, v, rank(s)) for u, s, v in (torch.linalg.svd(d.to(dtype), full_matrices=False) for d in deltas)]
+    cut = [(u[:, :k], s[:k], v[:k].T) for u, s, v, k in parts]
+    left, values, right = (torch.cat(x, -1) for x in zip(*cut, strict=True))
     return (_polar(left) * values) @ _polar(right).T
 
 

@@ -6,6 +6,7 @@ of ``x * 0.5``. The numbers stand in ``triune/methods/_cost.py``.
 
 from __future__ import annotations
 
+import argparse
 import time
 from dataclasses import replace
 from typing import Any
@@ -61,7 +62,10 @@ def merge(name: str, stack: torch.Tensor) -> None:
         method.function(stack[:, first : first + step], view=replace(view, start=first * COLUMNS), **keywords, **bound)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.passes", description="Count passes of methods.").parse_args(
+        arguments
+    )
     torch.set_num_threads(1)
     keep_freed_blocks()
     unit, stack = 1 / max(calibrate()["passes"] for _ in range(5)), deltas(BLOCKS * BLOCK // COLUMNS, COLUMNS)

@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +91,24 @@ def test_what_else_changes_is_decomposed_again(
     assert count["svd"] == 3 * 3 * DECOMPOSED
 
 
-def test_a_damaged_file_is_made_again(models: Models, triune: Run, load: Any, tmp_path: Path) -> None:
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-40] ^= 0x80
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit])
+def test_a_damaged_file_is_made_again(
+    models: Models, triune: Run, load: Any, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     command = ("merge", *models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--cache", tmp_path / "cache")
     assert triune(*command, tmp_path / "1").code == 0
     for file in (tmp_path / "cache").iterdir():
-        file.write_bytes(file.read_bytes()[:-100])
+        damage(file)
     assert triune(*command, tmp_path / "2").code == 0
     one, two = load(tmp_path / "1"), load(tmp_path / "2")
     assert all(torch.equal(one[n], two[n]) for n in one)
@@ -125,6 +139,10 @@ def test_a_plan_tells_its_size(models: Models, triune: Run, tmp_path: Path) -> N
     taken = sum(file.stat().st_size for file in cache.iterdir())
     assert 0.5 * after["most_bytes"] < taken <= after["most_bytes"]
     assert "14 of 14 decompositions are in" in triune("plan", *flags).out
+    again = triune("merge", *flags, "--no-gate", "--set", "scaling=0.5", tmp_path / "again")
+    assert "14 of them decomposed by an earlier merge" in again.err
+    kept, fresh = (json.loads(triune("plan", *f, "--json").out)["flops"] for f in (flags, flags[:-2]))
+    assert kept < 0.5 * fresh
 
 
 def test_a_file_is_no_cache(models: Models, triune: Run, tmp_path: Path) -> None:
@@ -133,6 +151,17 @@ def test_a_file_is_no_cache(models: Models, triune: Run, tmp_path: Path) -> None
     assert told.code == 2
     assert "is a file. Name a folder" in told.err
     assert not (tmp_path / "out").exists()
+    below = triune("plan", *models.flags, "--cache", tmp_path / "file" / "kept")
+    assert (below.code, f"{tmp_path / 'file'} is a file. Name a folder" in below.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["plan", "merge"])
+def test_no_model_becomes_a_cache(models: Models, triune: Run, tmp_path: Path, command: str) -> None:
+    """Whoever loads ``*.safetensors`` of a folder would take decompositions for weights."""
+    for folder in (tmp_path / "out", models.root / "base"):
+        told = triune(command, *models.flags, "--method", "tsvm", "--cache", folder, tmp_path / "out")
+        assert (told.code, f"--cache {folder} is the folder of a model." in told.err) == (2, True)
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_cache_of_nothing_is_told(models: Models, triune: Run, write_adapter: Any, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from triune.methods._sampled_cuts import SAMPLE
+
 if TYPE_CHECKING:
     from conftest import Models
 
@@ -101,6 +103,19 @@ def test_no_method_takes_more_than_it_says(write: Any, models: Models, tmp_path:
     over = [f"{m} {route}: says {says}, takes {takes}" for m, route, says, takes in found if takes > says + slack]
     assert not over
     assert all(takes > 2**20 for _, _, _, takes in found)  # the measurement sees something
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_thresholds_that_a_sample_aims_take_no_more_than_they_say(write: Any, models: Models, tmp_path: Path) -> None:
+    """Tensors of more than a million entries, and rows that are a tensor each."""
+    cases = [("ties", _HALF), ("breadcrumbs", [*_HALF, "gamma=0.01"]), ("breadcrumbs_ties", [*_HALF, "gamma=0.01"])]
+    small = write_models(write, models, tmp_path / "small", 48, 32)
+    for rows, columns in ((2048, 1024), (2, 1 << 20)):
+        assert rows * columns > SAMPLE
+        large = write_models(write, models, tmp_path / f"{rows}", rows, columns)
+        found = measure(large, small, cases)
+        over = [f"{m} {route}: says {says}, takes {takes}" for m, route, says, takes in found if takes > says + 2**20]
+        assert (len(found), over) == (len(cases), [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -95,12 +95,22 @@ def test_polar_drops_what_it_cannot_tell_apart() -> None:
     assert torch.allclose(_spectral.polar(twice, 0.0), torch.tensor([[1.0, 1.0], [0.0, 0.0]]) / math.sqrt(2), atol=1e-6)
 
 
-@pytest.mark.parametrize("tolerance", [0.3, 0.05, 1e-6])
-def test_polar_drops_below_its_tolerance_on_either_side_of_steep(tolerance: float) -> None:
-    """diag(1, 0.2, 0.01): of the identity, what is above the tolerance remains."""
-    values = torch.tensor([1.0, 0.2, 0.01])
-    kept = (values > tolerance).float()
-    assert torch.allclose(_spectral.polar(values.diag(), tolerance), kept.diag(), atol=1e-6)
+@pytest.mark.parametrize(("m", "n"), [(300, 40), (40, 40), (30, 40)])
+@pytest.mark.parametrize("smallest", [1e-4, 0.5])
+def test_polar_agrees_with_an_svd_in_float64(m: int, n: int, smallest: float) -> None:
+    """Also where all but one direction are weak, and where a matrix has more columns than rows."""
+    r = min(m, n)
+    u, v = torch.linalg.qr(random(m, r).double())[0], torch.linalg.qr(random(n, r, seed=1).double())[0]
+    values = torch.cat([torch.ones(1), torch.full((r - 1,), smallest)]).double()
+    a = ((u * values) @ v.T).float()
+    p, d, qt = np.linalg.svd(a.double().numpy(), full_matrices=False)
+    keep = d > 1e-5 * d[0]
+    assert relative(_spectral.polar(a, 1e-6).double(), torch.from_numpy(p[:, keep] @ qt[keep])) < 1e-6
+
+
+def test_a_rule_may_keep_nothing() -> None:
+    for delta in (random(5, 4), random(5, 1), product(5, 4, 2)):
+        assert _spectral.truncated_svd(delta, lambda values: 0) is None
 
 
 def test_statistics_by_hand() -> None:

@@ -112,11 +112,11 @@ NOISE = random(3, 192, 192)
 def test_experts_that_are_hard_to_make_orthogonal(deltas: torch.Tensor) -> None:
     """Square, at full rank, so that the stacked vectors have small singular values.
 
-    With (U^T U)^(-1/2) multiplied in float32 alone, experts that are nearly the same merged wrong by 4e-4.
+    With (U^T U)^(-1/2) in float32, experts that are nearly the same merged wrong by 4e-4, the others by 5e-6.
     """
     expected, smallest = reference(deltas, [1.0, 1.0, 1.0])
     assert 1e-5 < smallest < 0.02
-    assert relative(tsvm(deltas), expected) < 1e-5
+    assert relative(tsvm(deltas), expected) < 2e-6
 
 
 def test_agrees_with_the_paper_on_low_rank_updates() -> None:

@@ -390,8 +390,8 @@ def toy(monkeypatch):
 def test_whole_numbers(toy):
     assert parse_recipe(toy + "{rank: 4e0, depths: [2]}").parameters == {"rank": 4, "depths": (2,)}
     where = "recipe.yml:3, parameters"
-    assert refusal(toy + "{rank: 2.5}") == f"rank must be a number, got 2.5 ({where}.rank)."
-    assert refusal(toy + "{rank: .inf}") == f"rank must be a number, got inf ({where}.rank)."
+    assert refusal(toy + "{rank: 2.5}") == f"rank must be a whole number, got 2.5 ({where}.rank)."
+    assert refusal(toy + "{rank: .inf}") == f"rank must be a finite number, got inf ({where}.rank)."
     message = f"depths must be one whole number for all layers, got [1, 4] ({where}.depths)."
     assert refusal(toy + "{rank: 4, depths: [1, 4]}") == message
     message = (

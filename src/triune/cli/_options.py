@@ -26,7 +26,10 @@ Settings = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--max-memory", help="Limit of working memory, such as 2GB; half of what is free if not given."),
+    typer.Option(
+        "--max-memory",
+        help="Limit of working memory, such as 2GB, besides what Python and torch take; half of what is free if not given.",
+    ),
 ]
 DeviceMemory = Annotated[
     str | None,
@@ -119,7 +122,11 @@ def shard_bytes_of(text: str) -> int:
     return size
 
 
-def memory_of(text: str | None) -> int | None:
+def memory_of(text: str | None, option: str = "--max-memory") -> int | None:
     from triune.engine.budget import parse_bytes
+    from triune.errors import UserError
 
-    return parse_bytes(text) if text else None
+    try:
+        return parse_bytes(text) if text else None
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None

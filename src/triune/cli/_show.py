@@ -190,16 +190,22 @@ def show_result(result: Any, seconds: float) -> None:
     plan = result.plan
     for line in plan.notes:
         console.print(f"  note     {line}", soft_wrap=True)
+    reasons: set[str] = set()
     for check in result.checks:
+        if check.passed is None and check.sentence in reasons:
+            continue  # several checks need the same thing
+        reasons.add(check.sentence)
         mark = {True: "[green]ok[/]     ", False: "[red]FAILED[/] ", None: "not run"}[check.passed]
         console.print(f"  {mark}  {check.sentence}", soft_wrap=True)
     again = f", {result.resumed} of them by an earlier run" if result.resumed else ""
+    kept = f", {result.from_cache} of them decomposed by an earlier merge" if result.from_cache else ""
     ranks = result.ranks.values() if result.ranks else ()
     rank = f" of rank {min(ranks)}" if ranks else ""
     rank += f" to {max(ranks)}" if len(set(ranks)) > 1 else ""
     size = "an adapter" + rank if plan.lora else human(plan.write_bytes)
     console.print(
-        f"{result.out}: {plan.description}; {len(plan.jobs)} tensors{again}, {size}, {seconds:.1f} s.", soft_wrap=True
+        f"{result.out}: {plan.description}; {len(plan.jobs)} tensors{again}{kept}, {size}, {seconds:.1f} s.",
+        soft_wrap=True,
     )
 
 
@@ -211,6 +217,7 @@ def result_json(result: Any) -> dict[str, Any]:
         "fingerprint": result.plan.fingerprint,
         "tensors": len(result.plan.jobs),
         "resumed": result.resumed,
+        "from_cache": result.from_cache,
         "already_done": result.already_done,
         "passed": result.passed if result.checks else None,
         "checks": [

@@ -95,7 +95,7 @@ def merge(
             threads=threads,
             device=device,
             max_memory=limit,
-            max_device_memory=memory_of(max_device_memory),
+            max_device_memory=memory_of(max_device_memory, "--max-device-memory"),
             shard_bytes=shard_bytes_of(shard_size),
             gate=gate,
             listener=bar,

@@ -69,6 +69,7 @@ def plan(
 
     from triune.cli._show import plan_json, plan_table
     from triune.engine.budget import default_limit, device_limits, human
+    from triune.engine.cache import Cache
     from triune.engine.cores import available_cores, pick_devices
     from triune.engine.costs import calibrate, classes
     from triune.engine.journal import is_finished, refuse_occupied
@@ -81,7 +82,7 @@ def plan(
         raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(given)}.")
     file = given.pop(0) if len(given) == 2 or (given and (not expert or is_recipe(given[0]))) else None
     limit = memory_of(max_memory) or default_limit()
-    devices = device_limits(pick_devices(device), memory_of(max_device_memory), limit)
+    devices = device_limits(pick_devices(device), memory_of(max_device_memory, "--max-device-memory"), limit)
     made = make_plan(
         recipe_of(file, base, expert, method, setting),
         memory_limit=limit,
@@ -91,9 +92,10 @@ def plan(
     if given and not is_finished(made, Path(given[0])):
         refuse_occupied(Path(given[0]))
         check_disk(made, Path(given[0]))
-    kept = cache_of(made, cache, next(iter(devices))) if cache else None
+    there = Cache(cache, given[0] if given else None).there(made.jobs, next(iter(devices))) if cache else set()
+    kept = cache_of(made, cache, len(there)) if cache else None
     lanes = threads or available_cores()
-    groups = classes(made.jobs)
+    groups = classes(made.jobs, there)
     rates = calibrate() if time else None
     if as_json:
         print(
@@ -117,15 +119,15 @@ def plan(
         Console(highlight=False).print(costs_table(groups, rates, lanes))
 
 
-def cache_of(made: Any, folder: str, device: str) -> dict[str, Any]:
+def cache_of(made: Any, folder: str, there: int) -> dict[str, Any]:
     """What of a plan's decompositions is kept, and how large they may be."""
-    from triune.engine.cache import Cache, decomposed, idle, most_bytes
+    from triune.engine.cache import decomposed, idle, most_bytes
 
-    cache, jobs = Cache(folder), decomposed(made.jobs)
+    jobs = decomposed(made.jobs)
     return {
         "folder": folder,
         "tensors": len(jobs),
-        "there": sum(cache.path(j, device).exists() for j in jobs),
+        "there": there,
         "most_bytes": sum(map(most_bytes, jobs)),
         **({"note": note} if (note := idle(folder, made.jobs, made.method.name)) else {}),
     }

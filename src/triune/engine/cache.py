@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triune._lazy import torch
 from triune.engine.plan import made_with, stamp
 from triune.errors import UserError
 from triune.output.atomic import write_bytes
@@ -37,12 +38,19 @@ class Kept:
 
 
 class Cache:
-    """The folder. It is made when the first tensor is kept."""
+    """The folder. It is made when the first tensor is kept.
 
-    def __init__(self, folder: Path | str) -> None:
+    Raises:
+        UserError: it is no folder, or the folder of a model, which would take its files for weights.
+    """
+
+    def __init__(self, folder: Path | str, out: Path | str | None = None) -> None:
         self.folder = Path(folder).absolute()  # other machines may start elsewhere
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--cache {folder} is a file. Name a folder; it is made if it does not exist.")
+        there = next(place for place in (self.folder, *self.folder.parents) if place.exists())
+        if not there.is_dir():
+            raise UserError(f"--cache {folder}: {there} is a file. Name a folder; it is made if it does not exist.")
+        if (self.folder / "config.json").exists() or (out and self.folder == Path(out).absolute()):
+            raise UserError(f"--cache {folder} is the folder of a model. Name a folder of its own.")
 
     def path(self, job: Job, device: str) -> Path:
         """Where this tensor's decompositions are, or would be."""
@@ -52,6 +60,10 @@ class Cache:
         facts = (made_with(), device.partition(":")[0], job.method, bound, job.view.tensor, sources)
         digest = hashlib.sha256(repr((facts, [stamp(file) for file in files])).encode())
         return self.folder / f"{digest.hexdigest()[:32]}.safetensors"
+
+    def there(self, jobs: Iterable[Job], device: str) -> set[str]:
+        """Tensors whose decompositions are kept, by name."""
+        return {j.output.name for j in decomposed(jobs) if self.path(j, device).exists()}
 
     def load(self, job: Job, device: str) -> Kept | None:
         """None where it is not kept, or damaged."""
@@ -63,7 +75,9 @@ class Cache:
             with safe_open(self.path(job, device), framework="pt") as file:
                 told = json.loads(file.metadata()["triune"])
                 # Copies: products round by where in memory a matrix begins.
-                left, values, right = (file.get_tensor(n).clone() for n in ("left", "values", "right"))
+                left, values, right = found = [file.get_tensor(n).clone() for n in ("left", "values", "right")]
+                if _digest(found) != told["sha256"]:
+                    return None
         except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
             return None
         parts = Orthogonal(
@@ -75,13 +89,27 @@ class Cache:
         from safetensors.torch import save
 
         parts = kept.parts
-        told = {"ranks": parts.ranks, "shares": parts.shares, "digests": kept.digests, "norms": kept.norms}
         tensors = {n: getattr(parts, n).cpu().contiguous() for n in ("left", "values", "right")}
+        told = {
+            "ranks": parts.ranks,
+            "shares": parts.shares,
+            "digests": kept.digests,
+            "norms": kept.norms,
+            "sha256": _digest(tensors.values()),
+        }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--cache {self.folder} cannot be made: {error.strerror}. Name another folder.") from None
         write_bytes(self.path(job, device), save(tensors, {"triune": json.dumps(told)}))
+
+
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    """Of the numbers themselves: safetensors checks a file's header only."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def decomposed(jobs: Iterable[Job]) -> list[Job]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from time import thread_time
 from typing import Any
@@ -41,9 +41,12 @@ class Class:
         return self.nbytes / rates["bytes"] + sum(amount / rates[kind] for kind, amount in self.cost.items())
 
 
-def cost_of(job: Job) -> Counter[str]:
-    """What one job computes."""
+def cost_of(job: Job, kept: bool = False) -> Counter[str]:
+    """What one job computes; less where its decompositions are kept."""
     experts, entries = len(job.experts), job.output.entries
+    if kept:
+        m, n = job.output.matrix
+        return Counter(passes=READ * entries, gemm32=2 * m * n * min(m, n))
     if job.route == "copy":
         return Counter(passes=READ * entries)
     if job.route == "blocks":
@@ -54,13 +57,18 @@ def cost_of(job: Job) -> Counter[str]:
     return spectral(experts, job.output.matrix, DAMPING if job.method == "r_tsvm" else 0)
 
 
-def classes(jobs: Iterable[Job]) -> list[Class]:
-    """The jobs in groups, the costliest first."""
+def classes(jobs: Iterable[Job], kept: Collection[str] = ()) -> list[Class]:
+    """The jobs in groups, the costliest first. ``kept`` names tensors whose decompositions need not be made."""
     groups: dict[tuple[str, tuple[int, ...], str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((projection(job.output.name), job.output.shape, job.route), []).append(job)
     found = [
-        Class(*key, len(of), sum(j.traffic for j in of), sum(map(cost_of, of), Counter[str]()))
+        Class(
+            *key,
+            len(of),
+            sum(j.traffic for j in of),
+            sum((cost_of(j, j.output.name in kept) for j in of), Counter[str]()),
+        )
         for key, of in groups.items()
     ]
     return sorted(found, key=lambda c: (-c.flops, c.name))
@@ -81,10 +89,7 @@ def calibrate() -> dict[str, float]:
     try:
         single, double = torch.randn(512, 512), torch.randn(384, 384, dtype=torch.float64)
         small = double[:256, :256] @ double[:256, :256].T
-        block, data = (
-            torch.randn(1 << 21),
-            bytes(1 << 22),
-        )  # as much as the blocks of a merge, which no core keeps to itself
+        block, data = torch.randn(1 << 21), bytes(1 << 22)  # as much as a merge's blocks, which no core keeps to itself
         out = torch.empty_like(block)  # new memory each time would be what is measured
         return {
             "bytes": _rate(len(data), lambda: hashlib.sha256(data)),  # all that is read or written is hashed

@@ -50,6 +50,8 @@ class MergeResult:
     """Tensors that an earlier run had finished."""
     ranks: Mapping[str, int] | None = None
     """Rank of each merged delta, where the merge ran in factors."""
+    from_cache: int = 0
+    """Tensors whose decompositions were found in the cache."""
     already_done: bool = False
     """The folder held this very merge; nothing was done."""
 
@@ -116,8 +118,9 @@ def merge(
         checks = [Check(c["check"], c["passed"], c["value"], c["sentence"]) for c in read_json(out / LOCK)["gate"]]
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
-    kept = Cache(cache) if cache else None
     device = next((d for d in devices if d != "cpu"), "cpu")
+    kept = Cache(cache, out) if cache else None
+    there = len(kept.there(plan.jobs, device)) if kept else 0
     executor = executor or LocalExecutor(threads or available_cores(), limit, devices, device_memory_of)
     try:
         with Journal(out, plan.fingerprint, plan.description) as journal:
@@ -136,7 +139,8 @@ def merge(
                 if not journal.finished:
                     journal.discard()
                 raise UserError(f"{error} Then run the same command again: what is finished is kept.") from None
-            return _finish(plan, journal, out, limit, device, gate, resumed, listener)
+            result = _finish(plan, journal, out, limit, device, gate, resumed, listener)
+            return replace(result, from_cache=there)
     except OSError as error:
         raise UserError(
             f"Reading or writing failed: {error}. What is finished is kept: remove the cause, such as a full disk, and "

@@ -60,7 +60,7 @@ def polar_factors(rank: int, shape: Sequence[int]) -> Cost:
     """Those of U ``[m, rank]`` and V ``[n, rank]``."""
     rows = sum(shape)
     gram, root = 5 * 2 * rows * rank**2 // 8, 4 * rank**3
-    return Counter(gemm64=gram, eigh=2 * 9 * rank**3, gemm32=2 * rows * rank**2 + root)
+    return Counter(gemm64=gram + root + 2 * rows * rank**2, eigh=2 * 9 * rank**3)
 
 
 def factored(ranks: Sequence[int], shape: Sequence[int], dense: bool = True) -> Cost:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLE = 1 << 20
-"""Entries that are looked at first, at most; for tensors that are no larger, histograms are as fast."""
+"""Entries that are looked at first, about; for tensors that are no larger, histograms are as fast."""
 THINNEST = 64
-"""A sample holds no more than one entry in so many."""
+"""A sample holds one entry in so many at least, in whole rows."""
 KEPT = 1 << 18
 """Magnitudes that a window may list (8 bytes each, and twice that for a moment)."""
 SPREADS = (0.2, 0.05, 0.0)

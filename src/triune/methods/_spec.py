@@ -81,7 +81,8 @@ class Parameter:
             return value
         number = _number(value)
         if not math.isfinite(number) or (self.kind is int and number != int(number)):
-            raise ParameterError(f"{self.name} must be a number, got {value!r}.")
+            what = "a finite" if math.isinf(number) else "a whole" if math.isfinite(number) else "a"
+            raise ParameterError(f"{self.name} must be {what} number, got {value!r}.")
         if self.interval and not self.interval.holds(number):
             hint = f" For {number:g} % write {number / 100:g}." if self.name == "density" and 1 < number <= 100 else ""
             raise ParameterError(f"{self.name} must lie in {self.interval.text}, got {value}.{hint}")

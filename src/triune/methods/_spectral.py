@@ -1,7 +1,7 @@
 """The linear algebra behind TSVM and R-TSVM: truncated SVD, polar factors, statistics of a delta's entries.
 
 Every function takes a delta either as a matrix or as a :class:`LowRank` product, whose matrix is never built. What is
-decomposed, and whatever is divided by a small singular value, is float64; what is kept and the other products are float32.
+decomposed, and what divides by singular values, is float64 on a CPU; what is kept and the other products are float32.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ MOST_ROUNDS = 10
 """Of the search for outliers."""
 ROUNDING = 1e-5
 """Float32 experts cannot tell directions apart at a smaller angle: ``polar_tol`` acts like this where it is below."""
-STEEP = 0.1
-"""Times the largest singular value of stacked vectors: dividing by less magnifies the rounding of float32 too much."""
 STEPS = 14
 """Of Newton and Schulz. Each lifts a small singular value by half of itself at most, so a stack whose largest is about a
 hundred times its smallest is done then."""
@@ -119,7 +117,7 @@ def numerical_rank(values: torch.Tensor, shape: Sequence[int]) -> int:
 
 
 def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
-    """The leading triplets; ``rank_of`` says how many, given all singular values. None for a delta that is zero."""
+    """The leading triplets; ``rank_of`` says how many, given all singular values. None for none, and for a delta of zero."""
     if isinstance(delta, LowRank):
         return _svd_of_product(delta, rank_of)
     wide = delta.shape[0] < delta.shape[1]
@@ -129,6 +127,8 @@ def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
     if values[0] == 0:
         return None
     k = rank_of(values)
+    if k == 0:
+        return None
     values = values[:k].clone()
     v = vectors[:, -k:].flip(1)
     del squares, vectors
@@ -154,6 +154,8 @@ def _svd_of_product(delta: LowRank, rank_of: RankRule) -> Components | None:
     if delta.rank == 0 or not values[0] > 1e-7 * size:
         return None
     k = rank_of(values)
+    if k == 0:
+        return None
     return Components((q @ u[:, :k]).float(), values[:k], (p @ vt[:k].T).float())
 
 
@@ -164,7 +166,6 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
     """The matrix with orthonormal columns nearest to ``a``, in place: ``a (a.T a)^(-1/2)``.
 
     Directions with a singular value below ``tolerance`` times the largest are dropped, which leaves a partial isometry.
-    Those below :data:`STEEP` times the largest are added up one by one, as ``u v.T``: similar experts have many.
     On a GPU, where products are fast and eigendecompositions are not, by :func:`newton_schulz` where that is enough.
     """
     # What 14 steps have brought to one was more than 1.5^-14 of the largest before: nothing is to be dropped.
@@ -172,17 +173,11 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
         return a.copy_(found)
     squares, vectors = torch.linalg.eigh(gram(a))
     keep = squares > max(tolerance, ROUNDING) ** 2 * squares[-1]
-    steep = keep & (squares < STEEP**2 * squares[-1])
-    flat = keep ^ steep
-    half = (vectors[:, flat] * squares[flat] ** -0.25).float()
-    root, v = half @ half.T, vectors[:, steep]
-    u_of_rows = v * squares[steep] ** -0.5
-    v = v.T.float()
-    del vectors, half
-    for rows in row_slices(a.shape, PANEL):
-        u = a[rows].double() @ u_of_rows
-        a[rows] = torch.addmm(u.float() @ v, a[rows], root)
-    return a
+    half = vectors[:, keep] * squares[keep] ** -0.25
+    del vectors
+    root = half @ half.T  # float32 would magnify its rounding by one over the smallest singular value
+    del half
+    return times(a, root, a)
 
 
 def newton_schulz(a: torch.Tensor) -> torch.Tensor | None:

@@ -124,7 +124,7 @@ def peak_bytes(experts: int, shape: tuple[int, ...], copies: int) -> int:
     matrix, vectors = 4 * m * n, 4 * (m + n) * k * experts
     prepare = 2 * copies * matrix  # the last one goes when the next is done
     eigh = 32 * small**2  # Gram matrix, eigenvectors, and twice that for LAPACK
-    project = 16 * small * k + 16 * k**2 + 12 * large * k
+    project = 16 * small * k + 8 * k**2 + 4 * large * k
     decompose = vectors + max(prepare, copies * matrix + max(eigh, project))
     orthogonalise = vectors + max(2 * vectors, 32 * (k * experts) ** 2)  # twice: as bytes, for a cache
     multiply = vectors + matrix
