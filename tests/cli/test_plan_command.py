@@ -90,6 +90,27 @@ def test_it_refuses_what_merge_refuses(own_models: Models, triune: Run, tmp_path
     assert plan.out == ""
 
 
+@pytest.mark.parametrize("command", ["plan", "merge"])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--executor", "slurm"], "--executor must be local or ray, got slurm."),
+        (["--address", "head:6379"], "--address is of a Ray cluster"),
+        (["--executor", "ray", "--threads", "2"], "--threads is for one machine."),
+    ],
+)
+def test_a_cluster_s_options_are_checked_alike(
+    models: Models, triune: Run, tmp_path: Path, command: str, options: list[str], told: str
+) -> None:
+    run = triune(command, *models.flags, "--method", "ties", *options, tmp_path / "out")
+    assert (run.code, told in run.err) == (2, True)
+
+
+def test_a_plan_asks_no_cluster(models: Models, triune: Run) -> None:
+    plain = ("plan", *models.flags, "--method", "ties", "--json")
+    assert triune(*plain, "--executor", "ray", "--address", "nowhere:1").code == 0
+
+
 def test_an_adapter_as_output(models: Models, triune: Run, write_adapter: Any, tmp_path: Path) -> None:
     write_adapter(tmp_path / "a", {"model.layers.0.mlp.up_proj.weight": (48, 32)}, seed=1)
     flags = ("--base", models.root / "base", "--expert", tmp_path / "a", "--set", "output=lora", "--method", "tsvm")

@@ -19,17 +19,31 @@ Address = Annotated[
 
 def executor_of(name: str, address: str | None, out: Path, **how: Any) -> AbstractContextManager[Any]:
     """Who runs the jobs; None for this machine. ``how`` is for :class:`triune.engine.executors.ray.RayExecutor`."""
-    from triune.errors import UserError
-
-    if name not in ("local", "ray"):
-        raise UserError(f"--executor must be local or ray, got {name}.")
+    check_names(name, address)
     if name == "local":
-        if address:
-            raise UserError("--address is of a Ray cluster: add --executor ray, or leave it out.")
         return nullcontext()
     from triune.engine.executors.ray import RayExecutor
 
     return RayExecutor(out, address, **how)
+
+
+def check_names(executor: str, address: str | None) -> None:
+    from triune.errors import UserError
+
+    if executor not in ("local", "ray"):
+        raise UserError(f"--executor must be local or ray, got {executor}.")
+    if executor == "local" and address:
+        raise UserError("--address is of a Ray cluster: add --executor ray, or leave it out.")
+
+
+def check_merge(executor: str, threads: int | None, device: str) -> None:
+    """What a merge on a cluster leaves to the cluster."""
+    from triune.errors import UserError
+
+    if executor == "ray" and threads:
+        raise UserError("--threads is for one machine. A Ray node has as many as `ray start --num-cpus` gave it.")
+    if executor == "ray" and device != "cpu":
+        raise UserError(f"--executor ray merges on CPUs, got --device {device}. Leave one of them out.")
 
 
 def check_device(executor: str, device: str) -> None:

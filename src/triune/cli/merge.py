@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from triune.cli._cluster import Address, Executor, executor_of
+from triune.cli._cluster import Address, Executor, check_merge, executor_of
 from triune.cli._options import (
     AsJson,
     Base,
@@ -64,7 +64,7 @@ def merge(
 
     from triune.cli._show import Bar, console, result_json, show_result
     from triune.engine.cache import idle
-    from triune.errors import CheckFailed, RecipeError, UserError
+    from triune.errors import CheckFailed, RecipeError
 
     if not paths:
         raise RecipeError("The output folder is missing: add it at the end.")
@@ -80,10 +80,7 @@ def merge(
     out = Path(paths[-1])
     recipe = recipe_of(paths[0] if len(paths) == 2 or is_recipe(paths[0]) else None, base, expert, method, setting)
     limit = memory_of(max_memory)
-    if executor == "ray" and threads:
-        raise UserError("--threads is for one machine. A Ray node has as many as `ray start --num-cpus` gave it.")
-    if executor == "ray" and device != "cpu":
-        raise UserError(f"--executor ray merges on CPUs, got --device {device}. Leave one of them out.")
+    check_merge(executor, threads, device)
     runner = executor_of(executor, address, out, limit=limit)
     from triune.engine.merge import merge as run
 

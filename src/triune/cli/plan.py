@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from triune.cli._cluster import Address, Executor, check_merge, check_names
 from triune.cli._options import (
     AsJson,
     Base,
@@ -50,6 +51,8 @@ def plan(
     max_device_memory: DeviceMemory = None,
     shard_size: ShardSize = "5GB",
     cache: CacheFolder = None,
+    executor: Executor = "local",
+    address: Address = None,
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="As for `triune merge`; a plan has nothing to check.")
     ] = True,
@@ -61,7 +64,8 @@ def plan(
 ) -> None:
     """Check a merge and tell what it will cost, without reading a weight.
 
-    Takes the same arguments as `triune merge` and refuses what that would refuse.
+    Takes the same arguments as `triune merge` and refuses what that would refuse. A plan asks no cluster: memory
+    and time are those of this machine.
     """
     import json
 
@@ -81,6 +85,8 @@ def plan(
     if len(given) > 2:
         raise RecipeError(f"Expected [RECIPE.yaml] [OUT], got {' '.join(given)}.")
     file = given.pop(0) if len(given) == 2 or (given and (not expert or is_recipe(given[0]))) else None
+    check_names(executor, address)
+    check_merge(executor, threads, device)
     limit = memory_of(max_memory) or default_limit()
     devices = device_limits(pick_devices(device), memory_of(max_device_memory, "--max-device-memory"), limit)
     made = make_plan(
