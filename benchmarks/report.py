@@ -60,7 +60,7 @@ rest on products in float64. fusion_bench makes SVDs in float32, which are at le
 def aims(measured: Sequence[Measured]) -> str:
     """Each aim beside what was measured, of one size."""
     rows = ["| case | aim | measured | |", "|---|---|---|---|"]
-    dense = next((m.wall("triune") for m in measured if m.case == "tsvm"), None)
+    dense = next((wall for m in measured if m.case.startswith("tsvm") and (wall := m.wall("triune"))), None)
     for m in measured:
         ours, peer, *_ = CASES[m.case].tools
         wanted = AGAINST_PEER.get(m.case, AGAINST_DENSE)
