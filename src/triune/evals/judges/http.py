@@ -121,7 +121,8 @@ class Client:
                 try:
                     done.put((place, self._ask(body, stop)))
                 except Exception as error:
-                    done.put((place, error))
+                    done.put((place, error))  # before the others are stopped, whose outcomes mean nothing then
+                    stop.set()
 
         try:
             # Daemons, because who presses Ctrl-C should not wait for a slow server.
