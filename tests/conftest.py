@@ -295,7 +295,12 @@ def load() -> Any:
 # --- a cluster ----------------------------------------------------------------------------------------------------
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20}
-FAST = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+SYSTEM = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+    "local_fs_capacity_threshold": 1.0,  # results may go to a disk that is nearly full
+}
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +312,7 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         made = Cluster(
-            initialize_head=True, head_node_args={**SMALL, "include_dashboard": False, "_system_config": FAST}
+            initialize_head=True, head_node_args={**SMALL, "include_dashboard": False, "_system_config": SYSTEM}
         )
         made.add_node(**SMALL)
         # Programs in this process find it connected, which spares each new workers.

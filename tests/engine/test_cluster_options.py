@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triune.checkpoint.index import TensorInfo
-from triune.engine.executors.ray import groups
+from triune.engine.executors import ExecutorFailed
+from triune.engine.executors.ray import _get, groups
 from triune.engine.job import Job
 from triune.methods._spec import View
 
@@ -62,6 +63,18 @@ def test_no_cluster_there(models: Models, triune: Run, tmp_path: Path) -> None:
                 "Write HOST:PORT as `ray start --head` printed it."
             )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray says it in the second line, behind numbers that help nobody."""
+    ray = pytest.importorskip("ray", reason="a cluster needs Ray: pip install 'triune[cluster]'")
+
+    def full(reference: Any) -> Any:
+        raise ray.exceptions.OutOfDiskError("a631fe8d", b"address", "")
+
+    monkeypatch.setattr(ray, "get", full)
+    with pytest.raises(ExecutorFailed, match=r"no room for results: its disk is over 95% full\. Make room there\.$"):
+        _get("reference")
 
 
 def test_ray_is_left_alone_when_not_asked_for(models: Models, tmp_path: Path) -> None:

@@ -228,6 +228,10 @@ def _get(reference: Any) -> Any:
                 f"A node cannot import {lacking[1]}. Install the same triune in the Python of every node."
             ) from None
         raise
+    except ray.exceptions.OutOfDiskError:
+        raise ExecutorFailed(
+            "A node of the Ray cluster has no room for results: its disk is over 95% full. Make room there."
+        ) from None
     except ray.exceptions.RayError as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ExecutorFailed(
