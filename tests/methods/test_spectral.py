@@ -42,6 +42,26 @@ def test_truncated_svd_agrees_with_numpy(shape: tuple[int, int], k: int) -> None
     np.testing.assert_allclose(rebuild(part).numpy(), (u[:, :k] * s[:k]) @ vt[:k], atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (7, 7)])
+def test_a_stack_decomposes_as_its_matrices_do(shape: tuple[int, int]) -> None:
+    """What a GPU does: zero, each with a rank of its own, and one of which nothing is kept."""
+    deltas = [random(*shape), torch.zeros(shape), random(*shape, seed=1), random(*shape, seed=2)]
+    rules: list[_spectral.RankRule] = [lambda values, k=k: k for k in (2, 1, 3, 0)]  # type: ignore[misc]
+    together = _spectral.svds_at_once(deltas, rules)
+    alone = [_spectral.truncated_svd(delta, rule) for delta, rule in zip(deltas, rules, strict=True)]
+    assert [part and len(part.values) for part in together] == [2, None, 3, None]
+    for one, other in zip(together, alone, strict=True):
+        assert (one is None) == (other is None)
+        if one and other:
+            assert relative(rebuild(one), rebuild(other)) < 1e-6
+            torch.testing.assert_close(one.values, other.values, rtol=1e-12, atol=0)
+
+
+def test_a_stack_with_nan_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="NaN"):
+        _spectral.svds_at_once([random(3, 2), torch.full((3, 2), math.nan)], [lambda values: 1] * 2)
+
+
 def test_small_singular_values_keep_orthonormal_vectors() -> None:
     """A spectrum over five orders of magnitude: a float32 Gram matrix would lose its lower half."""
     u, v = torch.linalg.qr(random(40, 20))[0], torch.linalg.qr(random(30, 20, seed=1))[0]

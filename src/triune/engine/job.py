@@ -79,6 +79,8 @@ class Done:
     """Rank of the merged delta where it was found as a product of factors."""
     device: str = "cpu"
     """What computed it."""
+    cached: bool = False
+    """Whether its decompositions were found in a cache."""
 
 
 def block_rows(job: Job, rows: int, columns: int) -> int:
@@ -135,5 +137,6 @@ def device_memory_of(job: Job) -> int:
         return 6 * sum(4 * (s.factors.a.entries + s.factors.b.entries) for s in job.experts if s.factors)
     if job.route == "dense":
         assert job.spec.workspace is not None
-        return job.spec.workspace(job.bound, models, job.output.shape)
+        each = job.spec.workspace(job.bound, 1, job.output.shape)  # all experts are decomposed at once there
+        return max(job.spec.workspace(job.bound, models, job.output.shape), models * each)
     return 0

@@ -120,7 +120,6 @@ def merge(
     check_disk(plan, out)
     device = next((d for d in devices if d != "cpu"), "cpu")
     kept = Cache(cache, out) if cache else None
-    there = len(kept.there(plan.jobs, device)) if kept else 0
     executor = executor or LocalExecutor(threads or available_cores(), limit, devices, device_memory_of)
     try:
         with Journal(out, plan.fingerprint, plan.description) as journal:
@@ -139,8 +138,7 @@ def merge(
                 if not journal.finished:
                     journal.discard()
                 raise UserError(f"{error} Then run the same command again: what is finished is kept.") from None
-            result = _finish(plan, journal, out, limit, device, gate, resumed, listener)
-            return replace(result, from_cache=there)
+            return _finish(plan, journal, out, limit, device, gate, resumed, listener)
     except OSError as error:
         raise UserError(
             f"Reading or writing failed: {error}. What is finished is kept: remove the cause, such as a full disk, and "
@@ -176,6 +174,8 @@ def _stream(
         journal.add(result)
         listener(Advanced(job.traffic, job.output.name))
 
+    # Decompositions first, the largest at once: they take longest, and at the end one would leave the other cores idle.
+    todo.sort(key=lambda j: -j.traffic if j.route == "dense" else 0)
     executor.run(todo, partial(run_job, sink=sink, stats=stats, lora=plan.lora, cache=cache), done)
     assert set(journal.finished) == {j.output.name for j in plan.jobs}, "every planned tensor is written"
     listener(Finished("merge"))
@@ -291,4 +291,4 @@ def _finish(
     write_text(out / LOCK, lock_file(plan, out, results, checks))
     journal.finish()
     ranks = {d.tensor: d.rank for d in results if d.rank is not None} or None
-    return MergeResult(out, plan, tuple(checks), resumed, ranks)
+    return MergeResult(out, plan, tuple(checks), resumed, ranks, sum(d.cached for d in results))

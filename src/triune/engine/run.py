@@ -122,6 +122,7 @@ def _run_dense(job: Job, lane: Lane, inputs: Inputs, sink: Sink, cache: Cache | 
     rows, columns = job.output.matrix
     spec, device = job.spec, lane.device
     kept = cache.load(job, device) if cache and spec.parts else None
+    cached = kept is not None
     if kept is None:
         whole = torch.empty(len(job.experts), rows, columns)
         for first, last in blocks(job):
@@ -141,7 +142,7 @@ def _run_dense(job: Job, lane: Lane, inputs: Inputs, sink: Sink, cache: Cache | 
     merged = result.cpu().reshape(rows, columns)
     base_again = Inputs(replace(job, experts=()), lane)
     done = _write(job, base_again, sink, lambda first, last: merged[first:last])
-    return replace(done, deltas=norms, inputs=digests)
+    return replace(done, deltas=norms, inputs=digests, cached=cached)
 
 
 def _run_factors(job: Job, lane: Lane, inputs: Inputs, sink: Sink, lora: bool) -> Done:

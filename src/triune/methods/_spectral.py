@@ -120,23 +120,63 @@ def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
     """The leading triplets; ``rank_of`` says how many, given all singular values. None for none, and for a delta of zero."""
     if isinstance(delta, LowRank):
         return _svd_of_product(delta, rank_of)
-    wide = delta.shape[0] < delta.shape[1]
-    tall = delta.T if wide else delta
-    squares, vectors = torch.linalg.eigh(finite(gram(tall)))
-    values = squares.clamp_(min=0).sqrt_().flip(0)
-    if values[0] == 0:
-        return None
-    k = rank_of(values)
-    if k == 0:
-        return None
-    values = values[:k].clone()
-    v = vectors[:, -k:].flip(1)
+    squares, vectors = torch.linalg.eigh(finite(gram(_tall(delta))))
+    found = _leading(squares, vectors, rank_of)
     del squares, vectors
-    u = times(tall, v / values, torch.empty(len(tall), k, device=v.device))
+    return found and _completed(delta, *found)
+
+
+def truncated_svds(deltas: Iterable[tuple[Delta | None, RankRule | None]]) -> list[Components | None]:
+    """:func:`truncated_svd` of each; None is zero. One at a time, so that they may be made one at a time.
+
+    On a GPU all at once: cuSOLVER decomposes a stack of matrices faster than one after the other (PyTorch's pull request
+    175403). We had no GPU to measure it on.
+    """
+    parts: list[Components | None] = []
+    waiting: dict[int, tuple[torch.Tensor, RankRule]] = {}
+    for t, (delta, rank_of) in enumerate(deltas):
+        parts.append(None)
+        if delta is None or rank_of is None:
+            continue
+        if isinstance(delta, torch.Tensor) and delta.is_cuda:
+            waiting[t] = delta, rank_of
+        else:
+            parts[t] = truncated_svd(delta, rank_of)
+    if waiting:
+        for t, part in zip(waiting, svds_at_once(*zip(*waiting.values(), strict=True)), strict=True):
+            parts[t] = part
+    return parts
+
+
+def svds_at_once(deltas: Sequence[torch.Tensor], rank_rules: Sequence[RankRule]) -> list[Components | None]:
+    """:func:`truncated_svd` of matrices of one shape, with a single call for all eigendecompositions."""
+    squares, vectors = torch.linalg.eigh(torch.stack([finite(gram(_tall(d))) for d in deltas]))
+    found = [_leading(s, v, rank_of) for s, v, rank_of in zip(squares, vectors, rank_rules, strict=True)]
+    del squares, vectors
+    return [leading and _completed(delta, *leading) for delta, leading in zip(deltas, found, strict=True)]
+
+
+def _tall(delta: torch.Tensor) -> torch.Tensor:
+    return delta.T if delta.shape[0] < delta.shape[1] else delta
+
+
+def _leading(
+    squares: torch.Tensor, vectors: torch.Tensor, rank_of: RankRule
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Singular values and right vectors of a tall matrix, by the eigenvalues and -vectors of its Gram matrix."""
+    values = squares.clamp_(min=0).sqrt_().flip(0)
+    k = rank_of(values) if values[0] > 0 else 0
+    return (values[:k].clone(), vectors[:, -k:].flip(1)) if k else None
+
+
+def _completed(delta: torch.Tensor, values: torch.Tensor, v: torch.Tensor) -> Components:
+    """The left vectors too."""
+    tall = _tall(delta)
+    u = times(tall, v / values, torch.empty(len(tall), len(values), device=v.device))
     v = v.float()
     # Rounding of the Gram matrix leaves u orthonormal only to 1e-15 (s_1 / s_k)^2. One Newton-Schulz step squares that.
     u = times(u, _step(u), u)
-    return Components(v, values, u) if wide else Components(u, values, v)
+    return Components(u, values, v) if tall is delta else Components(v, values, u)
 
 
 def _small_core(delta: LowRank) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -151,12 +191,8 @@ def _svd_of_product(delta: LowRank, rank_of: RankRule) -> Components | None:
     u, values, vt = torch.linalg.svd(core, full_matrices=False)
     # Factors may cancel: then the product is their rounding, and its directions mean nothing.
     size = torch.linalg.matrix_norm(delta.left) * torch.linalg.matrix_norm(delta.right)
-    if delta.rank == 0 or not values[0] > 1e-7 * size:
-        return None
-    k = rank_of(values)
-    if k == 0:
-        return None
-    return Components((q @ u[:, :k]).float(), values[:k], (p @ vt[:k].T).float())
+    k = rank_of(values) if delta.rank > 0 and values[0] > 1e-7 * size else 0
+    return Components((q @ u[:, :k]).float(), values[:k], (p @ vt[:k].T).float()) if k else None
 
 
 # --- the merge ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from triune._lazy import torch
 from triune.methods._lowrank import LowRank
 from triune.methods._ops import per_model
 from triune.methods._spec import Grain, Interval, Scaling, View, Weight, merge_method
-from triune.methods._spectral import numerical_rank, orthogonalise, truncated_svd
+from triune.methods._spectral import numerical_rank, orthogonalise, truncated_svds
 from triune.methods.linear import combine
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def decompose(
     shape: tuple[int, ...],
 ) -> Orthogonal:
     """TSVM proper, on deltas with their rank rules, which may come one at a time; None is zero."""
-    parts = [truncated_svd(d, rank_of) if d is not None and rank_of else None for d, rank_of in deltas]
-    return orthogonalise(parts, shares, polar_tol, shape)
+    return orthogonalise(truncated_svds(deltas), shares, polar_tol, shape)
 
 
 def equal_share(shape: tuple[int, ...], experts: int) -> RankRule:
