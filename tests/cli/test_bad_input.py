@@ -206,7 +206,11 @@ def test_unknown_device(merge: Any, models: Models, tmp_path: Path) -> None:
 
 
 def test_nonsense_device(merge: Any, models: Models, tmp_path: Path) -> None:
-    refused(merge(models, "--device", "gpu"), tmp_path / "out", "--device must be cpu, cuda, cuda:N or auto, got gpu")
+    refused(
+        merge(models, "--device", "gpu"),
+        tmp_path / "out",
+        "--device must be cpu, cuda, cuda:N, auto, or several with commas, got gpu",
+    )
 
 
 # --- the output folder ------------------------------------------------------------------------------------------

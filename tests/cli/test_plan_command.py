@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,3 +167,22 @@ def test_a_result_is_one_line_in_python(models: Models, tmp_path: Path) -> None:
     assert repr(result) == f"MergeResult(out='{tmp_path / 'out'}', {told}, not checked)"
     assert repr(result.plan) == f"Plan({told})"
     assert recipe.text not in repr(recipe)
+
+
+def test_rows_stay_whole_where_no_terminal_shows_them(models: Models) -> None:
+    """Without COLUMNS, which other tests set: a file would get them broken at 80."""
+    ours = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    command = [
+        sys.executable,
+        "-c",
+        "from triune.cli.main import run; run()",
+        "plan",
+        *map(str, models.flags),
+        "--method",
+        "r_tsvm",
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, env=ours, timeout=300)
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert max(map(len, lines)) > 150  # of the parameters, eleven of them
+    assert any(line.startswith("parameters") and "rank_strength 1" in line for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -15,8 +16,17 @@ from triune.progress import Advanced, Event, Finished, Noted, Started
 
 console = Console(stderr=True, highlight=False)
 
+WIDE = 1000
+"""Columns of a table that no terminal shows."""
+
 PAUSE = 30.0
 """Seconds between two lines of progress where there is no terminal to draw on."""
+
+
+def stdout() -> Console:
+    """For results. A file or a program that reads them gets each row of a table in one line."""
+    found = Console(highlight=False)
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=WIDE)
 
 
 class Bar:

@@ -66,8 +66,9 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
+
+    from triune.cli._show import stdout
 
     if as_json:
         print(json.dumps([asdict(p) for p in planned]))
@@ -77,4 +78,4 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
         cost = (f"{p.usage.pairs:,}", f"{p.usage.tokens:,}", f"{p.usage.steps:,}") if p.usage else ("", "", "")
         state = "finished" if p.finished else ""
         table.add_row(p.stage.name, p.stage.kind, ", ".join(p.stage.inputs) or "base", *cost, state)
-    Console(highlight=False).print(table)
+    stdout().print(table)

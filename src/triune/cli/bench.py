@@ -42,9 +42,7 @@ def bench(
     import json
     from contextlib import nullcontext
 
-    from rich.console import Console
-
-    from triune.cli._show import Bar
+    from triune.cli._show import Bar, stdout
     from triune.config import load_config
     from triune.evals.bench import Bench
     from triune.evals.records import as_json as for_programs
@@ -72,7 +70,7 @@ def bench(
             _show_plan(made.plan(), as_json)
             return
         done = made.run(keep)
-    console = Console(highlight=False)
+    console = stdout()
     if as_json:
         tuned = {name: vars(t) for name, t in done.tuned.items()}
         print(json.dumps({"out": str(done.out), "tuned": tuned, **for_programs(done.board)}, ensure_ascii=False))
@@ -91,9 +89,10 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from triune.cli._show import stdout
 
     if as_json:
         print(json.dumps([asdict(p) for p in planned]))
@@ -103,7 +102,7 @@ def _show_plan(planned: list[Any], as_json: bool) -> None:
         left = "?" if p.seconds is None else _time(p.seconds)
         half = f"{p.half} half" if p.half else ""
         table.add_row(Text(p.name), p.kind, f"{p.rows:,}", f"{p.done:,}", left, half)
-    console = Console(highlight=False)
+    console = stdout()
     console.print(table)
     if any(p.seconds is None for p in planned):
         console.print("How long it takes is known once a model has answered: ? till then.")

@@ -160,10 +160,11 @@ def _encoder(base: str | None, max_length: int | None) -> Encoder | None:
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from triune.cli._show import stdout
+
+    console = stdout()
     tokens = any(group.tokens for group in report.groups)
     table = Table("source, dimension, split", box=None, padding=(0, 1, 0, 0))
     for name in ("pairs", "prompt", "chosen", "rejected", "p95", "max", "longer", "ratio"):

@@ -89,11 +89,10 @@ def _report(recipe: Recipe, out: Path, records: Path, threads: int | None) -> Pa
 def _compare(base: Path, out: Path, records: Path) -> None:
     import json
 
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from triune.checkpoint.demo import demo_folder
-    from triune.cli._show import console
+    from triune.cli._show import console, stdout
     from triune.evals.answers import PROMPTS, answer
     from triune.output.atomic import write_text
     from triune.reports.inputs import ANSWERS
@@ -114,7 +113,7 @@ def _compare(base: Path, out: Path, records: Path) -> None:
             progress.update(task, description=f"{names[list(versions).index(name)]} is answering")
 
         said = answer(base, versions, asked, heard=heard)
-    shown = Console(highlight=False)
+    shown = stdout()
     for dimension, prompts in PROMPTS.items():
         for prompt in prompts:
             shown.print(f"\n[bold]{prompt}[/]  ({dimension})")

@@ -42,9 +42,7 @@ def diagnose(
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
-
-    from triune.cli._show import Bar
+    from triune.cli._show import Bar, stdout
     from triune.diagnostics.advice import advise
     from triune.diagnostics.diagnose import diagnose as run
 
@@ -62,7 +60,7 @@ def diagnose(
     if as_json:
         print(json.dumps({"header": asdict(found.header), "advice": [asdict(a) for a in advice]}))
     elif not quiet:
-        console = Console(highlight=False)
+        console = stdout()
         for table in _tables(found):
             console.print(table)
             console.print()

@@ -117,9 +117,10 @@ def _record(result: Any) -> dict[str, Any]:
 def _show(results: Any, run: Any, out: Path) -> None:
     """A line for each benchmark, a column for each model."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from triune.cli._show import stdout
 
     models = list(dict.fromkeys(r.model.fingerprint for r in results))
     names = {r.model.fingerprint: r.model.name for r in results}
@@ -139,7 +140,7 @@ def _show(results: Any, run: Any, out: Path) -> None:
         table.add_row(title, any_one.h, f"{n:,} of {full_n:,}" if n < full_n else f"{n:,}", *cells, how)
     for b in run.left_out:
         table.add_row(b.title, b.h, "", *("—" for _ in models), "left out: runs code, needs --allow-code")
-    console = Console(highlight=False)
+    console = stdout()
     if any(r.proxy.startswith("smoke test") for r in results):
         console.print("SMOKE TEST on built-in rows: no measurement. Name a folder of rows with --data.")
     console.print(table)

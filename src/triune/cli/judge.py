@@ -268,8 +268,9 @@ def _row(one: Work, judged: Judged, found: Estimate | None, prices: tuple[float,
 def _print(told: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     import json
 
-    from rich.console import Console
     from rich.table import Table
+
+    from triune.cli._show import stdout
 
     if as_json:
         print(json.dumps(told, ensure_ascii=False))
@@ -289,7 +290,7 @@ def _print(told: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         cost = "—" if row["cost"] is None else f"{row['cost']:.2f}"
         n = f"{row['n']:,}" + (f" of {row['full_n']:,}" if row["n"] < (row["full_n"] or 0) else "")
         table.add_row(row["model"], row["benchmark"], row["scorer"], share, n, *counts, cost)
-    console = Console(highlight=False)
+    console = stdout()
     if not console.is_terminal:
         console.width = max(console.width, 200)  # a file is as wide as it needs
     console.print(table)

@@ -32,8 +32,7 @@ def leaderboard(
     """
     import json
 
-    from rich.console import Console
-
+    from triune.cli._show import stdout
     from triune.errors import UserError, did_you_mean
     from triune.evals.leaderboard import leaderboard as make
     from triune.evals.records import as_json as for_programs
@@ -53,7 +52,7 @@ def leaderboard(
             write_text(out, FORMATS[style][1](board))
         except OSError as error:
             raise UserError(f"{out} cannot be written: {error.strerror}. Name another file.") from None
-    console = Console(highlight=False)
+    console = stdout()
     if as_json:
         print(json.dumps(for_programs(board), ensure_ascii=False))
     elif out is None and style == "terminal" and console.is_terminal:

@@ -16,12 +16,12 @@ def methods(
     """List the merge methods, or show one's reference page."""
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
+    from triune.cli._show import stdout
     from triune.methods import METHODS, find
 
-    console = Console(highlight=False)
+    console = stdout()
     chosen = [find(name)] if name else [find(n) for n in METHODS]
     if as_json:
         print(json.dumps([_record(m) for m in chosen]))

@@ -69,9 +69,7 @@ def plan(
     """
     import json
 
-    from rich.console import Console
-
-    from triune.cli._show import plan_json, plan_table
+    from triune.cli._show import plan_json, plan_table, stdout
     from triune.engine.budget import default_limit, device_limits, human
     from triune.engine.cache import Cache
     from triune.engine.cores import available_cores, pick_devices
@@ -121,8 +119,9 @@ def plan(
                 f"{human(kept['most_bytes'])}"
             )
             table.add_row("cache", kept.get("note", told))
-        Console(highlight=False).print(table)
-        Console(highlight=False).print(costs_table(groups, rates, lanes))
+        console = stdout()
+        console.print(table)
+        console.print(costs_table(groups, rates, lanes))
 
 
 def cache_of(made: Any, folder: str, there: int) -> dict[str, Any]:

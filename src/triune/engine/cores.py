@@ -15,7 +15,7 @@ def available_cores() -> int:
     return min(allowed, cgroup.cores() or allowed)
 
 
-def pick_device(name: str) -> str:
+def pick_device(name: str, choice: str = "cpu, cuda, cuda:N or auto") -> str:
     """``auto`` is the first GPU if there is one.
 
     Raises:
@@ -24,7 +24,7 @@ def pick_device(name: str) -> str:
     if name == "cpu":
         return name
     if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise UserError(f"--device must be cpu, cuda, cuda:N or auto, got {name}.")
+        raise UserError(f"--device must be {choice}, got {name}.")
     import torch
 
     if name == "auto":
@@ -45,7 +45,7 @@ def pick_devices(names: str) -> tuple[str, ...]:
     """
     found: dict[str, None] = {}
     for name in names.split(","):
-        device = pick_device(name.strip())
+        device = pick_device(name.strip(), "cpu, cuda, cuda:N, auto, or several with commas")
         found |= dict.fromkeys(_gpus() if device == "cuda" else [device])
     return tuple(found)
 
