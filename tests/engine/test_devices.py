@@ -179,7 +179,7 @@ def test_names() -> None:
 )
 def test_each_device_has_one_limit(names: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that is named twice must not be filled twice."""
-    monkeypatch.setattr("triune.engine.cores.pick_device", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr("triune.engine.cores.pick_device", lambda name, _: "cuda" if name == "auto" else name)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert pick_devices(names) == found
 
