@@ -109,9 +109,16 @@ def test_a_cluster_s_options_are_checked_alike(
     assert (run.code, told in run.err) == (2, True)
 
 
-def test_a_plan_asks_no_cluster(models: Models, triune: Run) -> None:
-    plain = ("plan", *models.flags, "--method", "ties", "--json")
-    assert triune(*plain, "--executor", "ray", "--address", "nowhere:1").code == 0
+def test_a_plan_asks_no_cluster(models: Models, triune: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it hold the nodes to the memory of this machine."""
+    plain = ("plan", *models.flags, "--method", "tsvm")
+    remote = (*plain, "--executor", "ray", "--address", "nowhere:1")
+    monkeypatch.setattr("triune.engine.budget.default_limit", lambda: 1000)
+    assert "--max-memory 1 kB" in triune(*plain).err
+    told = triune(*remote)
+    assert (told.code, "limit" in told.out) == (0, False)
+    assert json.loads(triune(*remote, "--json").out)["memory_limit"] is None
+    assert "--max-memory 2 kB" in triune(*remote, "--max-memory", "2kB").err
 
 
 def test_an_adapter_as_output(models: Models, triune: Run, write_adapter: Any, tmp_path: Path) -> None:

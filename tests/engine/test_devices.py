@@ -134,6 +134,19 @@ def test_a_gpu_has_room_for_the_stacks_at_least(case: Case, models: Models, flag
             assert device_memory_of(job) >= (2 * stack if job.route == "blocks" else stack)
 
 
+def test_a_gpu_has_room_for_what_is_decomposed_together(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All experts of small matrices, one of larger ones."""
+    dense = [j for j in make_plan(recipe_of(models, "tsvm")).jobs if j.route == "dense"]
+    alone = [j.spec.workspace(j.bound, 1, j.output.shape) for j in dense if j.spec.workspace]
+    together = [device_memory_of(job) for job in dense]
+    assert together == [3 * each for each in alone]
+    monkeypatch.setattr("triune.engine.job.TOGETHER", 1)
+    assert [device_memory_of(job) for job in dense] == [
+        j.spec.workspace(j.bound, 3, j.output.shape) for j in dense if j.spec.workspace
+    ]
+    assert all(device_memory_of(job) < most for job, most in zip(dense, together, strict=True))
+
+
 def test_the_plan_tells_what_goes_to_the_cpu(models: Models) -> None:
     recipe = recipe_of(models, "tsvm")
     need = sorted(device_memory_of(job) for job in make_plan(recipe).jobs)

@@ -1,41 +1,52 @@
-"""In which order the jobs of a merge are begun."""
+"""In which order lanes begin their jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from threading import Barrier
+from typing import Any
 
-import triune as api
+import pytest
+
 from triune.engine.executors.local import LocalExecutor
-from triune.engine.job import Job
-from triune.engine.merge import merge
-
-if TYPE_CHECKING:
-    from conftest import Models
 
 
-class Recording(LocalExecutor):
-    begun: Sequence[Job] = ()
-
-    def run(self, jobs: Sequence[Any], work: Callable[..., Any], done: Callable[..., None] = lambda *_: None) -> None:
-        self.begun = list(jobs)
-        super().run(jobs, work, done)
+@dataclass(frozen=True)
+class Task:
+    traffic: int
+    nbytes: int = 10
 
 
-def test_the_largest_decompositions_come_first(models: Models, tmp_path: Path) -> None:
-    """Everything else stays in the order of the files, so that disks read on."""
-    recipe = api.recipe_from_flags(
-        base=str(models.root / "base"), experts=[f"{n}={models.root / n}" for n in models.names], method="tsvm"
-    )
-    executor = Recording(2, 1 << 30)
-    merge(recipe, tmp_path / "out", executor=executor, gate=False)
-    routes = [job.route for job in executor.begun]
-    dense = routes.count("dense")
-    assert routes == ["dense"] * dense + ["blocks"] * (len(routes) - dense)
-    assert 0 < dense < len(routes)
-    sizes = [job.traffic for job in executor.begun[:dense]]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) > 1
-    others = [job.index for job in executor.begun[dense:]]
-    assert others == sorted(others)
+TASKS = [Task(1), Task(5), Task(3), Task(5, nbytes=9)]
+
+
+@pytest.mark.parametrize(
+    ("executor", "found"),
+    [
+        (LocalExecutor(2, 20), [5, 5, 3, 1]),  # the largest two, 10 and 10, fit
+        (LocalExecutor(2, 19), [1, 5, 3, 5]),  # they do not: one lane would wait for the other
+        (LocalExecutor(3, 29), [1, 5, 3, 5]),  # 10 + 10 + 10
+        (LocalExecutor(1, 1000), [1, 5, 3, 5]),
+        (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 20}), [5, 5, 3, 1]),  # two lanes for each GPU
+        (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 19}), [1, 5, 3, 5]),
+        (LocalExecutor(2, 1000, {"cuda:0": 9}), [5, 5, 3, 1]),  # of those that fit there, one has room
+    ],
+)
+def test_the_longest_come_first_where_they_have_room(executor: LocalExecutor, found: list[int]) -> None:
+    assert [task.traffic for task in executor.in_order(TASKS)] == found
+
+
+def test_equal_ones_stay_in_order() -> None:
+    assert LocalExecutor(2, 100).in_order(TASKS)[:2] == [TASKS[1], TASKS[3]]
+
+
+def test_lanes_begin_with_them() -> None:
+    begun: list[int] = []
+    pair = Barrier(2, timeout=30)
+
+    def work(task: Task, lane: Any) -> None:
+        begun.append(task.traffic)
+        pair.wait()  # both have noted theirs before either goes on
+
+    LocalExecutor(2, 20).run(TASKS, work)
+    assert (sorted(begun[:2]), sorted(begun[2:])) == ([5, 5], [1, 3])

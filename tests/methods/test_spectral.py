@@ -57,6 +57,50 @@ def test_a_stack_decomposes_as_its_matrices_do(shape: tuple[int, int]) -> None:
             torch.testing.assert_close(one.values, other.values, rtol=1e-12, atol=0)
 
 
+class OnGpu(torch.Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+
+
+def test_on_a_gpu_small_matrices_are_decomposed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps its place, and what is larger comes one by one."""
+    calls: list[int] = []
+    inner = _spectral.svds_at_once
+    monkeypatch.setattr(_spectral, "svds_at_once", lambda *a: calls.append(len(a[0])) or inner(*a))
+    deltas = [None, random(9, 5), torch.zeros(9, 5), random(9, 5, seed=1)]
+    rules = [lambda values: 2, lambda values: 2, lambda values: 2, None]
+    plain = list(zip(deltas, rules, strict=True))
+    there = [(d if d is None else d.as_subclass(OnGpu), rule) for d, rule in plain]
+    alone = _spectral.truncated_svds(plain)
+    assert calls == []
+    for most, number in ((5, 2), (4, 0)):
+        monkeypatch.setattr(_spectral, "TOGETHER", most)
+        calls.clear()
+        found = _spectral.truncated_svds(there)
+        assert sum(calls) == number
+        assert [part is None for part in found] == [True, False, True, True]
+        assert relative(rebuild(found[1]).as_subclass(torch.Tensor), rebuild(alone[1])) < 1e-6
+
+
+def test_vectors_of_a_gpu_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver that returns nonsense the first time: on the CPU it is asked again."""
+    a = _spectral.gram(random(20, 4))
+    inner, answers = torch.linalg.eigh, [(torch.zeros(4), torch.ones(4, 4, dtype=torch.float64))]
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: answers.pop() if answers else inner(a))
+    values, vectors = _spectral.eigh(a.as_subclass(OnGpu))
+    assert answers == []
+    assert torch.equal(values, inner(a)[0])
+    assert _spectral.orthonormal(vectors)
+
+
+def test_what_is_orthonormal() -> None:
+    eye = torch.eye(3, dtype=torch.float64)
+    assert _spectral.orthonormal(torch.stack([eye, -eye]))
+    for wrong in (eye * 0.9, eye * math.nan, torch.ones(3, 3, dtype=torch.float64)):
+        assert not _spectral.orthonormal(torch.stack([eye, wrong]))
+
+
 def test_a_stack_with_nan_is_refused() -> None:
     with pytest.raises(CheckpointError, match="NaN"):
         _spectral.svds_at_once([random(3, 2), torch.full((3, 2), math.nan)], [lambda values: 1] * 2)

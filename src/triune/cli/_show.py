@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -25,8 +26,8 @@ PAUSE = 30.0
 
 def stdout() -> Console:
     """For results. A file or a program that reads them gets each row of a table in one line."""
-    found = Console(highlight=False)
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=WIDE)
+    told = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(highlight=False, width=None if told else WIDE)
 
 
 class Bar:
@@ -110,7 +111,7 @@ class Log:
         return ", ".join(filter(None, (f"{self.phase} {self.done}/{self.total or '?'}", left, event.note)))
 
 
-def plan_table(plan: Any, threads: int, limit: int) -> Table:
+def plan_table(plan: Any, threads: int, limit: int | None) -> Table:
     """A plan for people."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
@@ -134,8 +135,9 @@ def plan_table(plan: Any, threads: int, limit: int) -> Table:
     size = "an adapter" if plan.lora else f"{human(plan.write_bytes)} in {len(plan.shards)} file(s)"
     table.add_row("output", f"{size}, {plan.dtype}")
     table.add_row("reads", human(plan.read_bytes))
-    peak = min(plan.peak_bytes(threads), limit)
-    table.add_row("memory", f"{human(peak)} at the peak on up to {threads} threads; limit {human(limit)}")
+    peak = plan.peak_bytes(threads)
+    told = f"{human(min(peak, limit or peak))} at the peak on up to {threads} threads"
+    table.add_row("memory", f"{told}; limit {human(limit)}" if limit else told)
     for line in plan.notes:
         table.add_row("note", line)
     return table
@@ -161,7 +163,7 @@ def _range(values: Any) -> str:
     return f"{min(different):g}..{max(different):g}"
 
 
-def plan_json(plan: Any, threads: int, limit: int) -> dict[str, Any]:
+def plan_json(plan: Any, threads: int, limit: int | None) -> dict[str, Any]:
     """A plan for programs."""
     return {
         "method": plan.method.name,

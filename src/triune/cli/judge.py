@@ -291,8 +291,6 @@ def _print(told: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         n = f"{row['n']:,}" + (f" of {row['full_n']:,}" if row["n"] < (row["full_n"] or 0) else "")
         table.add_row(row["model"], row["benchmark"], row["scorer"], share, n, *counts, cost)
     console = stdout()
-    if not console.is_terminal:
-        console.width = max(console.width, 200)  # a file is as wide as it needs
     console.print(table)
     beside: dict[str, list[str]] = {}
     for row in told:

@@ -64,8 +64,8 @@ def plan(
 ) -> None:
     """Check a merge and tell what it will cost, without reading a weight.
 
-    Takes the same arguments as `triune merge` and refuses what that would refuse. A plan asks no cluster: memory
-    and time are those of this machine.
+    Takes the same arguments as `triune merge` and refuses what that would refuse. With --executor ray no cluster is
+    asked: time is that of this machine, and only --max-memory limits memory.
     """
     import json
 
@@ -85,8 +85,9 @@ def plan(
     file = given.pop(0) if len(given) == 2 or (given and (not expert or is_recipe(given[0]))) else None
     check_names(executor, address)
     check_merge(executor, threads, device)
-    limit = memory_of(max_memory) or default_limit()
-    devices = device_limits(pick_devices(device), memory_of(max_device_memory, "--max-device-memory"), limit)
+    # What a cluster's nodes offer only the cluster knows.
+    limit = memory_of(max_memory) or (default_limit() if executor == "local" else None)
+    devices = device_limits(pick_devices(device), memory_of(max_device_memory, "--max-device-memory"), limit or 0)
     made = make_plan(
         recipe_of(file, base, expert, method, setting),
         memory_limit=limit,

@@ -12,6 +12,7 @@ from triune.checkpoint.remote import AHEAD, is_url
 from triune.checkpoint.source import Source
 from triune.methods import Method, find
 from triune.methods._spec import View
+from triune.methods._spectral import TOGETHER
 
 Route = Literal["copy", "blocks", "dense", "factors"]
 
@@ -137,6 +138,8 @@ def device_memory_of(job: Job) -> int:
         return 6 * sum(4 * (s.factors.a.entries + s.factors.b.entries) for s in job.experts if s.factors)
     if job.route == "dense":
         assert job.spec.workspace is not None
-        each = job.spec.workspace(job.bound, 1, job.output.shape)  # all experts are decomposed at once there
-        return max(job.spec.workspace(job.bound, models, job.output.shape), models * each)
+        need = job.spec.workspace(job.bound, models, job.output.shape)
+        if min(job.output.matrix) > TOGETHER:
+            return need
+        return max(need, models * job.spec.workspace(job.bound, 1, job.output.shape))
     return 0

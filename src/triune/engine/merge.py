@@ -174,8 +174,6 @@ def _stream(
         journal.add(result)
         listener(Advanced(job.traffic, job.output.name))
 
-    # Decompositions first, the largest at once: they take longest, and at the end one would leave the other cores idle.
-    todo.sort(key=lambda j: -j.traffic if j.route == "dense" else 0)
     executor.run(todo, partial(run_job, sink=sink, stats=stats, lora=plan.lora, cache=cache), done)
     assert set(journal.finished) == {j.output.name for j in plan.jobs}, "every planned tensor is written"
     listener(Finished("merge"))

@@ -29,6 +29,8 @@ MOST_ROUNDS = 10
 """Of the search for outliers."""
 ROUNDING = 1e-5
 """Float32 experts cannot tell directions apart at a smaller angle: ``polar_tol`` acts like this where it is below."""
+TOGETHER = 1024
+"""Smaller sides up to this are decomposed together on a GPU; larger matrices fill it one by one, in less memory."""
 STEPS = 14
 """Of Newton and Schulz. Each lifts a small singular value by half of itself at most, so a stack whose largest is about a
 hundred times its smallest is done then."""
@@ -97,6 +99,25 @@ def gram(a: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def eigh(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues in ascending order and eigenvectors of symmetric float64 matrices, of which it reads the lower triangles.
+
+    On a GPU vectors are checked, and found again on the CPU where they are not orthonormal: PyTorch's issue 192483 tells of
+    a version of cuSOLVER that returns such vectors without a word.
+    """
+    values, vectors = torch.linalg.eigh(a)
+    if a.is_cuda and not orthonormal(vectors):
+        values, vectors = (found.to(a.device) for found in torch.linalg.eigh(a.cpu()))
+    return values, vectors
+
+
+def orthonormal(vectors: torch.Tensor) -> bool:
+    """Whether the columns of every matrix are, to 1e-8 together; False also where they are no numbers."""
+    products = vectors.mT @ vectors
+    products.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    return bool((torch.linalg.matrix_norm(products) < 1e-8).all())
+
+
 def finite(a: torch.Tensor) -> torch.Tensor:
     """``a`` itself, or an error: a decomposition would turn one NaN into a matrix of them."""
     if not a.isfinite().all():
@@ -120,7 +141,7 @@ def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
     """The leading triplets; ``rank_of`` says how many, given all singular values. None for none, and for a delta of zero."""
     if isinstance(delta, LowRank):
         return _svd_of_product(delta, rank_of)
-    squares, vectors = torch.linalg.eigh(finite(gram(_tall(delta))))
+    squares, vectors = eigh(finite(gram(_tall(delta))))
     found = _leading(squares, vectors, rank_of)
     del squares, vectors
     return found and _completed(delta, *found)
@@ -129,8 +150,8 @@ def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
 def truncated_svds(deltas: Iterable[tuple[Delta | None, RankRule | None]]) -> list[Components | None]:
     """:func:`truncated_svd` of each; None is zero. One at a time, so that they may be made one at a time.
 
-    On a GPU all at once: cuSOLVER decomposes a stack of matrices faster than one after the other (PyTorch's pull request
-    175403). We had no GPU to measure it on.
+    On a GPU those with a side of at most :data:`TOGETHER` all at once: there cuSOLVER takes a stack of matrices faster than
+    one after the other (PyTorch's pull request 175403, in torch 2.12). We had no GPU to measure it on.
     """
     parts: list[Components | None] = []
     waiting: dict[int, tuple[torch.Tensor, RankRule]] = {}
@@ -138,7 +159,7 @@ def truncated_svds(deltas: Iterable[tuple[Delta | None, RankRule | None]]) -> li
         parts.append(None)
         if delta is None or rank_of is None:
             continue
-        if isinstance(delta, torch.Tensor) and delta.is_cuda:
+        if isinstance(delta, torch.Tensor) and delta.is_cuda and min(delta.shape) <= TOGETHER:
             waiting[t] = delta, rank_of
         else:
             parts[t] = truncated_svd(delta, rank_of)
@@ -150,7 +171,7 @@ def truncated_svds(deltas: Iterable[tuple[Delta | None, RankRule | None]]) -> li
 
 def svds_at_once(deltas: Sequence[torch.Tensor], rank_rules: Sequence[RankRule]) -> list[Components | None]:
     """:func:`truncated_svd` of matrices of one shape, with a single call for all eigendecompositions."""
-    squares, vectors = torch.linalg.eigh(torch.stack([finite(gram(_tall(d))) for d in deltas]))
+    squares, vectors = eigh(torch.stack([finite(gram(_tall(d))) for d in deltas]))
     found = [_leading(s, v, rank_of) for s, v, rank_of in zip(squares, vectors, rank_rules, strict=True)]
     del squares, vectors
     return [leading and _completed(delta, *leading) for delta, leading in zip(deltas, found, strict=True)]
@@ -207,7 +228,7 @@ def polar(a: torch.Tensor, tolerance: float) -> torch.Tensor:
     # What 14 steps have brought to one was more than 1.5^-14 of the largest before: nothing is to be dropped.
     if a.is_cuda and tolerance < 1.5**-STEPS and (found := newton_schulz(a)) is not None:
         return a.copy_(found)
-    squares, vectors = torch.linalg.eigh(gram(a))
+    squares, vectors = eigh(gram(a))
     keep = squares > max(tolerance, ROUNDING) ** 2 * squares[-1]
     half = vectors[:, keep] * squares[keep] ** -0.25
     del vectors

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from heapq import nlargest
 from itertools import cycle, islice
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
@@ -22,7 +23,7 @@ R = TypeVar("R")
 
 
 class LocalExecutor:
-    """Lanes that take jobs in order; while one waits for the disk, the others compute.
+    """Lanes that take jobs, the longest first; while one waits for the disk, the others compute.
 
     Within a lane torch uses a single thread, so the number of lanes never changes a sum's order, nor a byte of the result.
     Lanes take the devices in turn. What no device has room for is done on the CPU, by a lane more and by those that have
@@ -54,7 +55,7 @@ class LocalExecutor:
         done: Callable[[J, R], None] = lambda job, result: None,
     ) -> None:
         """See :class:`triune.engine.executors.Executor`."""
-        waiting, access, turn, stop = list(jobs), Lock(), Lock(), Event()
+        waiting, access, turn, stop = self.in_order(jobs), Lock(), Lock(), Event()
         names = list(islice(cycle(self.devices), self.threads))
         if not all(fits(self.devices, self.need(job)) for job in jobs):
             names.append("cpu")
@@ -120,10 +121,28 @@ class LocalExecutor:
         if failure is not None:
             raise failure
 
+    def in_order(self, jobs: Sequence[J]) -> list[J]:
+        """The longest first, so that in the end none keeps a single lane busy while the others have nothing to do.
+
+        As they come for one lane, and where memory has no room for the largest on all lanes at once: one after the other
+        they would only wait for each other, with nothing small between them.
+        """
+        lanes = {device: -(-self.threads // len(self.devices)) for device in self.room}
+        tight = _largest(self.threads, (j.nbytes for j in jobs)) > self.limit or any(
+            _largest(n, (need for j in jobs if (need := self.need(j)) <= self.devices[device])) > self.devices[device]
+            for device, n in lanes.items()
+        )
+        return list(jobs) if tight or self.threads == 1 else sorted(jobs, key=lambda j: -j.traffic)
+
     def _may(self, device: str, job: Any) -> bool:
         if device in self.room:
             return self.need(job) <= self.devices[device]
         return "cpu" in self.devices or not fits(self.devices, self.need(job))
+
+
+def _largest(count: int, sizes: Iterable[int]) -> int:
+    """Sum of the largest so many."""
+    return sum(nlargest(count, sizes))
 
 
 def _work(work: Callable[[J, Lane], R], job: J, lane: Lane) -> R:

@@ -230,7 +230,8 @@ def _get(reference: Any) -> Any:
         raise
     except ray.exceptions.OutOfDiskError:
         raise ExecutorFailed(
-            "A node of the Ray cluster has no room for results: its disk is over 95% full. Make room there."
+            "A node of the Ray cluster has no room for results: its object store is full, and so is its disk, or over 95%. "
+            "Make room there."
         ) from None
     except ray.exceptions.RayError as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
