@@ -21,23 +21,28 @@ TASKS = [Task(1), Task(5), Task(3), Task(5, nbytes=9)]
 
 
 @pytest.mark.parametrize(
-    ("executor", "found"),
+    ("executor", "lanes", "found"),
     [
-        (LocalExecutor(2, 20), [5, 5, 3, 1]),  # the largest two, 10 and 10, fit
-        (LocalExecutor(2, 19), [1, 5, 3, 5]),  # they do not: one lane would wait for the other
-        (LocalExecutor(3, 29), [1, 5, 3, 5]),  # 10 + 10 + 10
-        (LocalExecutor(1, 1000), [1, 5, 3, 5]),
-        (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 20}), [5, 5, 3, 1]),  # two lanes for each GPU
-        (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 19}), [1, 5, 3, 5]),
-        (LocalExecutor(2, 1000, {"cuda:0": 9}), [5, 5, 3, 1]),  # of those that fit there, one has room
+        (LocalExecutor(2, 20), {"cpu": 2}, [5, 5, 3, 1]),  # the largest two, 10 and 10, fit
+        (LocalExecutor(2, 19), {"cpu": 2}, [1, 5, 3, 5]),  # they do not: one lane would wait for the other
+        (LocalExecutor(3, 29), {"cpu": 3}, [1, 5, 3, 5]),  # 10 + 10 + 10
+        (LocalExecutor(1, 1000), {"cpu": 1}, [1, 5, 3, 5]),
+        (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 20}), {"cuda:0": 2, "cuda:1": 2}, [5, 5, 3, 1]),
+        (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 19}), {"cuda:0": 2, "cuda:1": 2}, [1, 5, 3, 5]),
+        (
+            LocalExecutor(1, 1000, {"cuda:0": 9}),
+            {"cuda:0": 1, "cpu": 1},
+            [5, 5, 3, 1],
+        ),  # of those that fit there, one has room
     ],
 )
-def test_the_longest_come_first_where_they_have_room(executor: LocalExecutor, found: list[int]) -> None:
-    assert [task.traffic for task in executor.in_order(TASKS)] == found
-
-
-def test_equal_ones_stay_in_order() -> None:
-    assert LocalExecutor(2, 100).in_order(TASKS)[:2] == [TASKS[1], TASKS[3]]
+def test_the_longest_come_first_where_they_have_room(
+    executor: LocalExecutor, lanes: dict[str, int], found: list[int]
+) -> None:
+    """Equal ones stay in order."""
+    ordered = executor.longest_first(TASKS, lanes)
+    assert [task.traffic for task in ordered] == found
+    assert ordered.index(TASKS[1]) < ordered.index(TASKS[3])
 
 
 def test_lanes_begin_with_them() -> None:

@@ -83,22 +83,36 @@ def test_on_a_gpu_small_matrices_are_decomposed_together(monkeypatch: pytest.Mon
         assert relative(rebuild(found[1]).as_subclass(torch.Tensor), rebuild(alone[1])) < 1e-6
 
 
-def test_vectors_of_a_gpu_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A solver that returns nonsense the first time: on the CPU it is asked again."""
+def test_what_a_gpu_finds_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unit vectors and the diagonal: orthonormal, and wrong."""
     a = _spectral.gram(random(20, 4))
-    inner, answers = torch.linalg.eigh, [(torch.zeros(4), torch.ones(4, 4, dtype=torch.float64))]
-    monkeypatch.setattr(torch.linalg, "eigh", lambda a: answers.pop() if answers else inner(a))
-    values, vectors = _spectral.eigh(a.as_subclass(OnGpu))
-    assert answers == []
-    assert torch.equal(values, inner(a)[0])
-    assert _spectral.orthonormal(vectors)
+    values, _ = _spectral.eigh(a.as_subclass(OnGpu))
+    assert torch.equal(values, torch.linalg.eigh(a)[0])
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: (a.diagonal(), torch.eye(4, dtype=a.dtype)))
+    with pytest.raises(torch.linalg.LinAlgError):
+        _spectral.eigh(a.as_subclass(OnGpu))
+    assert torch.equal(_spectral.eigh(a)[0], a.diagonal())  # LAPACK is believed
 
 
-def test_what_is_orthonormal() -> None:
-    eye = torch.eye(3, dtype=torch.float64)
-    assert _spectral.orthonormal(torch.stack([eye, -eye]))
-    for wrong in (eye * 0.9, eye * math.nan, torch.ones(3, 3, dtype=torch.float64)):
-        assert not _spectral.orthonormal(torch.stack([eye, wrong]))
+def test_which_decompositions_solve() -> None:
+    a = torch.stack([_spectral.gram(random(20, 6, seed=seed)) for seed in range(3)])
+    values, vectors = torch.linalg.eigh(a)
+    assert _spectral.solves(a, values, vectors)
+    assert _spectral.solves(a[0], values[0], vectors[0])
+    assert _spectral.solves(torch.zeros_like(a), torch.zeros_like(values), vectors)
+    for wrong in (values.flip(-1), values * (1 + 1e-6), values * math.nan):
+        assert not _spectral.solves(a, torch.stack([values[0], wrong[1], values[2]]), vectors)
+    assert not _spectral.solves(a, values, torch.stack([vectors[0], vectors[1], vectors[2] * 0.999]))
+
+
+def test_every_decomposition_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    inner = _spectral.eigh
+    monkeypatch.setattr(_spectral, "eigh", lambda a: calls.append(tuple(a.shape)) or inner(a))
+    _spectral.truncated_svd(random(9, 5), lambda values: 1)
+    _spectral.svds_at_once([random(5, 9), random(5, 9)], [lambda values: 1] * 2)
+    _spectral.polar(random(9, 4), 1e-6)
+    assert calls == [(5, 5), (2, 5, 5), (4, 4)]
 
 
 def test_a_stack_with_nan_is_refused() -> None:

@@ -135,9 +135,10 @@ def plan_table(plan: Any, threads: int, limit: int | None) -> Table:
     size = "an adapter" if plan.lora else f"{human(plan.write_bytes)} in {len(plan.shards)} file(s)"
     table.add_row("output", f"{size}, {plan.dtype}")
     table.add_row("reads", human(plan.read_bytes))
-    peak = plan.peak_bytes(threads)
-    told = f"{human(min(peak, limit or peak))} at the peak on up to {threads} threads"
-    table.add_row("memory", f"{told}; limit {human(limit)}" if limit else told)
+    told = f"{human(plan.peak_bytes(1))} for the largest tensor"
+    if limit:
+        told = f"{human(min(plan.peak_bytes(threads), limit))} at the peak on up to {threads} threads; limit {human(limit)}"
+    table.add_row("memory", told)
     for line in plan.notes:
         table.add_row("note", line)
     return table

@@ -65,7 +65,8 @@ def plan(
     """Check a merge and tell what it will cost, without reading a weight.
 
     Takes the same arguments as `triune merge` and refuses what that would refuse. With --executor ray no cluster is
-    asked: time is that of this machine, and only --max-memory limits memory.
+    asked: time is that of this machine, and whether the nodes have the memory is not checked, unless --max-memory
+    tells it.
     """
     import json
 

@@ -30,7 +30,8 @@ MOST_ROUNDS = 10
 ROUNDING = 1e-5
 """Float32 experts cannot tell directions apart at a smaller angle: ``polar_tol`` acts like this where it is below."""
 TOGETHER = 1024
-"""Smaller sides up to this are decomposed together on a GPU; larger matrices fill it one by one, in less memory."""
+"""Smaller sides up to this are decomposed together on a GPU. Larger matrices fill it one by one, we suppose; that takes less
+memory."""
 STEPS = 14
 """Of Newton and Schulz. Each lifts a small singular value by half of itself at most, so a stack whose largest is about a
 hundred times its smallest is done then."""
@@ -102,20 +103,33 @@ def gram(a: torch.Tensor) -> torch.Tensor:
 def eigh(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues in ascending order and eigenvectors of symmetric float64 matrices, of which it reads the lower triangles.
 
-    On a GPU vectors are checked, and found again on the CPU where they are not orthonormal: PyTorch's issue 192483 tells of
-    a version of cuSOLVER that returns such vectors without a word.
+    What a GPU found is checked, because solvers there have returned wrong vectors without a word (PyTorch's issue 192483, on
+    complex numbers).
+
+    Raises:
+        torch.linalg.LinAlgError: a solver did not find them; the executor then has the whole job done on the CPU.
     """
     values, vectors = torch.linalg.eigh(a)
-    if a.is_cuda and not orthonormal(vectors):
-        values, vectors = (found.to(a.device) for found in torch.linalg.eigh(a.cpu()))
+    if a.is_cuda and not solves(a, values, vectors):
+        raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+            "The GPU's solver returned vectors that are none."
+        )
     return values, vectors
 
 
-def orthonormal(vectors: torch.Tensor) -> bool:
-    """Whether the columns of every matrix are, to 1e-8 together; False also where they are no numbers."""
-    products = vectors.mT @ vectors
-    products.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-    return bool((torch.linalg.matrix_norm(products) < 1e-8).all())
+def solves(a: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> bool:
+    """Whether ``a`` and its decomposition do the same to a vector, for every matrix of a stack. No, where there are NaNs.
+
+    >>> a = torch.tensor([[2.0, 0.0], [1.0, 2.0]], dtype=torch.float64)  # stands for [[2, 1], [1, 2]]
+    >>> solves(a, *torch.linalg.eigh(a)), solves(a, a.diagonal(), torch.eye(2, dtype=torch.float64))
+    (True, False)
+    """
+    x = torch.arange(1.0, a.shape[-1] + 1, dtype=a.dtype, device=a.device).cos_()
+    lower = a.tril()
+    product = lower @ x + lower.mT @ x - a.diagonal(dim1=-2, dim2=-1) * x
+    rest = product - (vectors @ (values * (vectors.mT @ x)).unsqueeze(-1)).squeeze(-1)
+    largest = values.abs().amax(-1)
+    return bool((torch.linalg.vector_norm(rest, dim=-1) <= 1e-9 * largest * torch.linalg.vector_norm(x)).all())
 
 
 def finite(a: torch.Tensor) -> torch.Tensor:
@@ -150,8 +164,8 @@ def truncated_svd(delta: Delta, rank_of: RankRule) -> Components | None:
 def truncated_svds(deltas: Iterable[tuple[Delta | None, RankRule | None]]) -> list[Components | None]:
     """:func:`truncated_svd` of each; None is zero. One at a time, so that they may be made one at a time.
 
-    On a GPU those with a side of at most :data:`TOGETHER` all at once: there cuSOLVER takes a stack of matrices faster than
-    one after the other (PyTorch's pull request 175403, in torch 2.12). We had no GPU to measure it on.
+    On a GPU those with a side of at most :data:`TOGETHER` all at once: from torch 2.12 on cuSOLVER takes a stack of matrices
+    faster than one after the other (PyTorch's pull request 175403). We had no GPU to measure it on.
     """
     parts: list[Components | None] = []
     waiting: dict[int, tuple[torch.Tensor, RankRule]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from heapq import nlargest
@@ -23,7 +24,7 @@ R = TypeVar("R")
 
 
 class LocalExecutor:
-    """Lanes that take jobs, the longest first; while one waits for the disk, the others compute.
+    """Lanes that take jobs one by one; while one waits for the disk, the others compute.
 
     Within a lane torch uses a single thread, so the number of lanes never changes a sum's order, nor a byte of the result.
     Lanes take the devices in turn. What no device has room for is done on the CPU, by a lane more and by those that have
@@ -55,10 +56,10 @@ class LocalExecutor:
         done: Callable[[J, R], None] = lambda job, result: None,
     ) -> None:
         """See :class:`triune.engine.executors.Executor`."""
-        waiting, access, turn, stop = self.in_order(jobs), Lock(), Lock(), Event()
         names = list(islice(cycle(self.devices), self.threads))
         if not all(fits(self.devices, self.need(job)) for job in jobs):
             names.append("cpu")
+        waiting, access, turn, stop = self.longest_first(jobs, Counter(names)), Lock(), Lock(), Event()
         turns = {device: Lock() for device in (*names, "cpu")}
         results: SimpleQueue[tuple[J, R] | BaseException | None] = SimpleQueue()
 
@@ -121,18 +122,19 @@ class LocalExecutor:
         if failure is not None:
             raise failure
 
-    def in_order(self, jobs: Sequence[J]) -> list[J]:
-        """The longest first, so that in the end none keeps a single lane busy while the others have nothing to do.
+    def longest_first(self, jobs: Sequence[J], lanes: Mapping[str, int]) -> list[J]:
+        """In which order to take them, so that the last one does not keep a lane busy for long while others have none.
 
-        As they come for one lane, and where memory has no room for the largest on all lanes at once: one after the other
-        they would only wait for each other, with nothing small between them.
+        As they come for one lane, and where memory has no room for the largest on all lanes at once: these would mostly
+        wait for each other, with nothing small between them.
         """
-        lanes = {device: -(-self.threads // len(self.devices)) for device in self.room}
-        tight = _largest(self.threads, (j.nbytes for j in jobs)) > self.limit or any(
-            _largest(n, (need for j in jobs if (need := self.need(j)) <= self.devices[device])) > self.devices[device]
-            for device, n in lanes.items()
+        all_lanes = sum(lanes.values())
+        tight = _largest(all_lanes, (j.nbytes for j in jobs)) > self.limit or any(
+            _largest(lanes[device], (need for j in jobs if (need := self.need(j)) <= room)) > room
+            for device, room in self.devices.items()
+            if device != "cpu"
         )
-        return list(jobs) if tight or self.threads == 1 else sorted(jobs, key=lambda j: -j.traffic)
+        return list(jobs) if tight or all_lanes == 1 else sorted(jobs, key=lambda j: -j.traffic)
 
     def _may(self, device: str, job: Any) -> bool:
         if device in self.room:
@@ -149,7 +151,8 @@ def _work(work: Callable[[J, Lane], R], job: J, lane: Lane) -> R:
     try:
         return work(job, lane)
     except RuntimeError as error:  # the libraries' own workspaces fail as such, not as torch.OutOfMemoryError
-        if lane.device == "cpu" or not (isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)):
+        refusals = (torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+        if lane.device == "cpu" or not (isinstance(error, refusals) or "ALLOC_FAILED" in str(error)):
             raise
     # After the handler, whose traceback holds the device's tensors. Every job writes from its first byte again.
     torch.cuda.empty_cache()
