@@ -29,11 +29,7 @@ TASKS = [Task(1), Task(5), Task(3), Task(5, nbytes=9)]
         (LocalExecutor(1, 1000), {"cpu": 1}, [1, 5, 3, 5]),
         (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 20}), {"cuda:0": 2, "cuda:1": 2}, [5, 5, 3, 1]),
         (LocalExecutor(4, 1000, {"cuda:0": 20, "cuda:1": 19}), {"cuda:0": 2, "cuda:1": 2}, [1, 5, 3, 5]),
-        (
-            LocalExecutor(1, 1000, {"cuda:0": 9}),
-            {"cuda:0": 1, "cpu": 1},
-            [5, 5, 3, 1],
-        ),  # of those that fit there, one has room
+        (LocalExecutor(1, 1000, {"cuda:0": 9}), {"cuda:0": 1, "cpu": 1}, [5, 5, 3, 1]),  # one fits there
     ],
 )
 def test_the_longest_come_first_where_they_have_room(
