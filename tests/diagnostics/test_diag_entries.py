@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triune.diagnostics.entries import HISTOGRAM, EntrySums, PairSums, StackSums, change
-from triune.methods import _spectral
+from triune.methods import _outliers
 
 
 def sums(*numbers: float) -> EntrySums:
@@ -59,10 +59,10 @@ def test_against_the_definitions_of_r_tsvm(spikes: int) -> None:
     made = EntrySums()
     for row in d.split(7):
         made.see(row)
-    assert made.hoyer == pytest.approx(_spectral.hoyer(d), rel=1e-5)
-    assert made.near_zero == pytest.approx(_spectral.near_zero(d), rel=0.02)
-    assert made.threshold() == pytest.approx(_spectral.magnitude_threshold(d, 3.0), rel=0.02)
-    assert made.above(made.threshold())[1] == pytest.approx(_spectral.outlier_share(d, 3.0), rel=0.12)
+    assert made.hoyer == pytest.approx(_outliers.hoyer(d), rel=1e-5)
+    assert made.near_zero == pytest.approx(_outliers.near_zero(d), rel=0.02)
+    assert made.threshold() == pytest.approx(_outliers.magnitude_threshold(d, 3.0), rel=0.02)
+    assert made.above(made.threshold())[1] == pytest.approx(_outliers.outlier_share(d, 3.0), rel=0.12)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0])

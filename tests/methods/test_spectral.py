@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from triune.errors import CheckpointError
-from triune.methods import _spectral
+from triune.methods import _outliers, _spectral
 from triune.methods._lowrank import LowRank
 
 
@@ -198,22 +198,22 @@ def test_statistics_by_hand() -> None:
     Hoyer: (2 - 8 / sqrt(26)) / (2 - 1). One of four entries is at most 0.2.
     """
     delta = torch.tensor([[0.0, -1.0], [3.0, -4.0]])
-    assert _spectral.magnitude_threshold(delta, 1.0) == pytest.approx(3.0)
-    assert _spectral.hoyer(delta) == pytest.approx(2 - 8 / math.sqrt(26))
-    assert _spectral.near_zero(delta) == 0.25
-    assert _spectral.outlier_share(delta, 1.0) == 0.5
+    assert _outliers.magnitude_threshold(delta, 1.0) == pytest.approx(3.0)
+    assert _outliers.hoyer(delta) == pytest.approx(2 - 8 / math.sqrt(26))
+    assert _outliers.near_zero(delta) == 0.25
+    assert _outliers.outlier_share(delta, 1.0) == 0.5
 
 
 def test_statistics_of_a_product_are_those_of_its_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of a few rows, too."""
     delta = product(50, 30, 4)
-    whole = [f(delta.dense()) for f in (_spectral.hoyer, _spectral.near_zero)]
-    whole.append(_spectral.outlier_share(delta.dense(), 3.0))
-    monkeypatch.setattr(_spectral, "BLOCK", 70)
-    parts = [f(delta) for f in (_spectral.hoyer, _spectral.near_zero)]
-    parts.append(_spectral.outlier_share(delta, 3.0))
+    whole = [f(delta.dense()) for f in (_outliers.hoyer, _outliers.near_zero)]
+    whole.append(_outliers.outlier_share(delta.dense(), 3.0))
+    monkeypatch.setattr(_outliers, "BLOCK", 70)
+    parts = [f(delta) for f in (_outliers.hoyer, _outliers.near_zero)]
+    parts.append(_outliers.outlier_share(delta, 3.0))
     assert parts == pytest.approx(whole, rel=1e-5)
-    thin, dense = (_spectral.damp_channels(d, 1.0, 1.0) for d in (delta, delta.dense()))
+    thin, dense = (_outliers.damp_channels(d, 1.0, 1.0) for d in (delta, delta.dense()))
     assert isinstance(thin, LowRank)
     assert isinstance(dense, torch.Tensor)
     assert relative(thin.dense(), dense) < 1e-5
@@ -229,7 +229,7 @@ def test_panels_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_tiny_deltas_have_statistics_too() -> None:
     """Squares of 1e-25 vanish in float32."""
     delta = random(6, 5)
-    assert _spectral.hoyer(delta * 1e-25) == pytest.approx(_spectral.hoyer(delta), rel=1e-5)
+    assert _outliers.hoyer(delta * 1e-25) == pytest.approx(_outliers.hoyer(delta), rel=1e-5)
 
 
 def test_channels_by_hand() -> None:
@@ -242,6 +242,6 @@ def test_channels_by_hand() -> None:
     first, second = math.sqrt(468), math.sqrt(832)
     column = ((first + second) / 2 + 0.5 * (second - first) / 2) / second
     expected = delta * torch.tensor([[1.0], [1.0], [1.0], [row]]) * torch.tensor([1.0, column])
-    damped = _spectral.damp_channels(delta, 0.5, 1.0)
+    damped = _outliers.damp_channels(delta, 0.5, 1.0)
     assert isinstance(damped, torch.Tensor)
     assert torch.allclose(damped, expected, rtol=1e-6)

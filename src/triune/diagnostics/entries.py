@@ -61,7 +61,7 @@ class EntrySums:
 
     @property
     def hoyer(self) -> float:
-        """As :func:`triune.methods._spectral.hoyer`: 0 where all magnitudes are equal, 1 for a single entry."""
+        """As :func:`triune.methods._outliers.hoyer`: 0 where all magnitudes are equal, 1 for a single entry."""
         root = math.sqrt(self.count)
         return max(0.0, (root - self.one / self.norm) / (root - 1)) if self.two and root > 1 else 0.0
 

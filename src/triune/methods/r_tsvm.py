@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from triune._lazy import torch
 from triune.methods._lowrank import LowRank
-from triune.methods._spec import Interval, Scaling, View, Weight, merge_method
-from triune.methods._spectral import (
+from triune.methods._outliers import (
     damp_channels,
     damp_entries,
     hoyer,
@@ -16,6 +15,7 @@ from triune.methods._spectral import (
     outlier_share,
     spectral_sparsity,
 )
+from triune.methods._spec import Interval, Scaling, View, Weight, merge_method
 from triune.methods.tsvm import (
     Embeddings,
     Tolerance,
