@@ -193,3 +193,4 @@ def test_rows_stay_whole_where_no_terminal_shows_them(models: Models) -> None:
     lines = told.stdout.splitlines()
     assert max(map(len, lines)) > 150  # of the parameters, eleven of them
     assert any(line.startswith("parameters") and "rank_strength 1" in line for line in lines)
+    assert not any(line.endswith(" ") for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import triune as api
 from triune.engine.merge import merge
@@ -116,6 +118,36 @@ def test_a_damaged_file_is_made_again(
     assert all(torch.equal(one[n], two[n]) for n in one)
 
 
+def test_a_file_under_another_name_is_made_again(models: Models, triune: Run, contents: Any, tmp_path: Path) -> None:
+    """Whole, and of another tensor: of the same shape, or not."""
+    command = ("merge", *models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--cache", tmp_path / "cache")
+    assert triune(*command, tmp_path / "1" / "out").code == 0
+    files = sorted((tmp_path / "cache").iterdir(), key=lambda file: file.stat().st_size)
+    whole = [file.read_bytes() for file in files]
+    assert len({len(data) for data in whole}) > 1
+    for file, data in zip(files, [whole[1], whole[0], *whole[:-2]], strict=True):
+        file.write_bytes(data)
+    assert json.loads(triune("plan", *command[1:-4], *command[-2:], "--json").out)["cache"]["there"] == 0
+    told = triune(*command, "--json", tmp_path / "2" / "out")
+    assert (told.code, json.loads(told.out)["from_cache"]) == (0, 0)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert [file.read_bytes() for file in files] == whole
+
+
+def test_a_time_that_was_set_back_hides_no_change(own_models: Models, triune: Run, load: Any, tmp_path: Path) -> None:
+    command = ("merge", *own_models.flags, "--method", "tsvm", "--quiet", "--no-gate")
+    kept = ("--cache", tmp_path / "cache")
+    assert triune(*command, *kept, tmp_path / "1").code == 0
+    expert = next((own_models.root / "honest").glob("*.safetensors"))
+    before = expert.stat()
+    save_file({name: tensor * 1.5 for name, tensor in load_file(expert).items()}, expert, {"format": "pt"})
+    os.utime(expert, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert expert.stat().st_size == before.st_size
+    assert triune(*command, *kept, tmp_path / "2").code == triune(*command, tmp_path / "3").code == 0
+    cached, fresh = load(tmp_path / "2"), load(tmp_path / "3")
+    assert all(torch.equal(cached[name], fresh[name]) for name in fresh)
+
+
 def test_killed_in_the_middle(models: Models, triune: Run, start: Any, contents: Any, tmp_path: Path) -> None:
     command = ("merge", *models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--threads", "1")
     cache, out = tmp_path / "cache", tmp_path / "b" / "out"
@@ -160,9 +192,25 @@ def test_a_file_is_no_cache(models: Models, triune: Run, tmp_path: Path) -> None
 @pytest.mark.parametrize("command", ["plan", "merge"])
 def test_no_model_becomes_a_cache(models: Models, triune: Run, tmp_path: Path, command: str) -> None:
     """Whoever loads ``*.safetensors`` of a folder would take decompositions for weights."""
-    for folder in (tmp_path / "out", models.root / "base"):
+    for folder in (tmp_path / "out", tmp_path / "out" / "kept", models.root / "base"):
         told = triune(command, *models.flags, "--method", "tsvm", "--cache", folder, tmp_path / "out")
         assert (told.code, f"--cache {folder} is the folder of a model." in told.err) == (2, True)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "merge"])
+def test_a_cache_has_a_folder_of_its_own(models: Models, triune: Run, tmp_path: Path, command: str) -> None:
+    """Nobody could tell its files from others, and demo:base would hide the model of that name."""
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "recipe.yaml").write_text("")
+    holding = f"--cache {tmp_path / 'busy'} holds other things, such as recipe.yaml. Name a folder of its own."
+    for folder, sentence in (
+        (tmp_path / "busy", holding),
+        ("demo:base", "--cache demo:base is the name of a model. Name a folder of this machine."),
+        ("s3://bucket/kept", "--cache s3://bucket/kept is the name of a model."),
+    ):
+        told = triune(command, *models.flags, "--method", "tsvm", "--cache", folder, tmp_path / "out")
+        assert (told.code, sentence in told.err) == (2, True)
         assert not (tmp_path / "out").exists()
 
 

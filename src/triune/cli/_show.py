@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -26,8 +27,19 @@ PAUSE = 30.0
 
 def stdout() -> Console:
     """For results. A file or a program that reads them gets each row of a table in one line."""
-    told = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Console(highlight=False, width=None if told else WIDE)
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return Console(highlight=False)
+    return Console(highlight=False, width=WIDE, file=cast("IO[str]", _Trimmed()))
+
+
+class _Trimmed:
+    """Standard output, without the blanks that fill a table's columns up to their width at the end of a line."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 class Bar:

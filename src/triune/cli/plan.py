@@ -171,8 +171,17 @@ def costs_table(groups: Sequence[Class], rates: Mapping[str, float] | None, lane
     for c in groups:
         seconds = [f"{c.seconds(rates) / lanes:.1f}"] if rates else []
         shape = " x ".join(map(str, c.shape))
-        table.add_row(c.name, shape, c.route, str(c.count), human(c.nbytes), f"{c.flops / 1e9:.3g}", *seconds)
+        table.add_row(c.name, shape, c.route, str(c.count), human(c.nbytes), _gflop(c.flops), *seconds)
     seconds = [f"{sum(c.seconds(rates) for c in groups) / lanes:.1f}"] if rates else []
-    total = human(sum(c.nbytes for c in groups)), f"{sum(c.flops for c in groups) / 1e9:.3g}"
+    total = human(sum(c.nbytes for c in groups)), _gflop(sum(c.flops for c in groups))
     table.add_row("all", "", "", str(sum(c.count for c in groups)), *total, *seconds, style="bold")
     return table
+
+
+def _gflop(flops: float) -> str:
+    """
+    >>> _gflop(2.25e12), _gflop(113e6), _gflop(69_000)
+    ('2,250', '0.113', '0')
+    """
+    billions = flops / 1e9
+    return f"{billions:,.0f}" if billions >= 100 else f"{billions:.3g}" if billions >= 0.001 else "0"

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from triune._lazy import torch
+from triune.checkpoint.remote import is_url
 from triune.engine.plan import made_with, stamp
 from triune.errors import UserError
 from triune.output.atomic import write_bytes
@@ -22,6 +24,10 @@ from triune.output.atomic import write_bytes
 if TYPE_CHECKING:
     from triune.engine.job import Job
 
+R = TypeVar("R")
+
+OWN = re.compile(r"[0-9a-f]{32}\.safetensors|\..*\.part")
+"""Names of a cache's files, and of those that are being written."""
 FREE = ("weight", "scaling")
 """Parameters on which the decompositions do not depend."""
 
@@ -41,16 +47,24 @@ class Cache:
     """The folder. It is made when the first tensor is kept.
 
     Raises:
-        UserError: it is no folder, or the folder of a model, which would take its files for weights.
+        UserError: it is no folder, or holds anything else: who loads a model's folder would take the files for weights, and
+            nobody could tell which to throw away.
     """
 
     def __init__(self, folder: Path | str, out: Path | str | None = None) -> None:
+        if str(folder).startswith("demo:") or is_url(str(folder)):
+            raise UserError(f"--cache {folder} is the name of a model. Name a folder of this machine.")
         self.folder = Path(folder).absolute()  # other machines may start elsewhere
         there = next(place for place in (self.folder, *self.folder.parents) if place.exists())
         if not there.is_dir():
             raise UserError(f"--cache {folder}: {there} is a file. Name a folder; it is made if it does not exist.")
-        if (self.folder / "config.json").exists() or (out and self.folder == Path(out).absolute()):
+        if (self.folder / "config.json").exists() or (
+            out and Path(out).absolute() in (self.folder, *self.folder.parents)
+        ):
             raise UserError(f"--cache {folder} is the folder of a model. Name a folder of its own.")
+        held = self.folder.iterdir() if self.folder.exists() else ()
+        if other := min((p.name for p in held if not OWN.fullmatch(p.name) or p.is_dir()), default=None):
+            raise UserError(f"--cache {folder} holds other things, such as {other}. Name a folder of its own.")
 
     def path(self, job: Job, device: str) -> Path:
         """Where this tensor's decompositions are, or would be."""
@@ -58,55 +72,72 @@ class Cache:
         sources = (job.base, *job.experts)
         files = sorted({t.file for s in sources if s for t in s.tensors})
         facts = (made_with(), device.partition(":")[0], job.method, bound, job.view.tensor, sources)
-        digest = hashlib.sha256(repr((facts, [stamp(file) for file in files])).encode())
+        digest = hashlib.sha256(repr((facts, [_stamp(file) for file in files])).encode())
         return self.folder / f"{digest.hexdigest()[:32]}.safetensors"
 
     def there(self, jobs: Iterable[Job], device: str) -> set[str]:
-        """Tensors whose decompositions are kept, by name."""
-        return {j.output.name for j in decomposed(jobs) if self.path(j, device).exists()}
+        """Tensors whose decompositions are kept, by name, as far as the files' headers and lengths tell."""
+        return {j.output.name for j in decomposed(jobs) if _read(self.path(j, device), lambda file, told: True)}
 
     def load(self, job: Job, device: str) -> Kept | None:
         """None where it is not kept, or damaged."""
-        from safetensors import SafetensorError, safe_open
-
         from triune.methods._spectral import Orthogonal
 
-        try:
-            with safe_open(self.path(job, device), framework="pt") as file:
-                told = json.loads(file.metadata()["triune"])
-                # Copies: products round by where in memory a matrix begins.
-                left, values, right = found = [file.get_tensor(n).clone() for n in ("left", "values", "right")]
-                if _digest(found) != told["sha256"]:
-                    return None
-        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
-            return None
-        parts = Orthogonal(
-            left.to(device), values.to(device), right.to(device), tuple(told["ranks"]), tuple(told["shares"])
-        )
-        return Kept(parts, {int(model): d for model, d in told["digests"].items()}, tuple(told["norms"]))
+        def read(file: Any, told: dict[str, Any]) -> Kept | None:
+            # Copies: products round by where in memory a matrix begins.
+            left, values, right = found = [file.get_tensor(n).clone() for n in ("left", "values", "right")]
+            digest, _, text = file.metadata()["triune"].partition(" ")
+            if _digest(text, found) != digest:
+                return None
+            parts = Orthogonal(
+                left.to(device), values.to(device), right.to(device), tuple(told["ranks"]), tuple(told["shares"])
+            )
+            return Kept(parts, {int(model): d for model, d in told["digests"].items()}, tuple(told["norms"]))
+
+        return _read(self.path(job, device), read)
 
     def store(self, job: Job, device: str, kept: Kept) -> None:
         from safetensors.torch import save
 
         parts = kept.parts
         tensors = {n: getattr(parts, n).cpu().contiguous() for n in ("left", "values", "right")}
+        path = self.path(job, device)
         told = {
+            "key": path.stem,
             "ranks": parts.ranks,
             "shares": parts.shares,
             "digests": kept.digests,
             "norms": kept.norms,
-            "sha256": _digest(tensors.values()),
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--cache {self.folder} cannot be made: {error.strerror}. Name another folder.") from None
-        write_bytes(self.path(job, device), save(tensors, {"triune": json.dumps(told)}))
+        text = json.dumps(told)
+        write_bytes(path, save(tensors, {"triune": f"{_digest(text, tensors.values())} {text}"}))
 
 
-def _digest(tensors: Iterable[torch.Tensor]) -> str:
-    """Of the numbers themselves: safetensors checks a file's header only."""
-    digest = hashlib.sha256()
+def _read(path: Path, read: Callable[[Any, dict[str, Any]], R]) -> R | None:
+    """What ``read`` makes of a file and its facts; None where there is no such file, or another under its name."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads(file.metadata()["triune"].partition(" ")[2])
+            return read(file, told) if told["key"] == path.stem else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _stamp(file: str) -> object:
+    """What tells whether a weight file has changed: also its inode's time, which nobody sets, as archives do the other."""
+    there = not is_url(file) and Path(file).exists()
+    return stamp(file), Path(file).stat().st_ctime_ns if there else None
+
+
+def _digest(text: str, tensors: Iterable[torch.Tensor]) -> str:
+    """Of all that a file says: safetensors checks lengths only."""
+    digest = hashlib.sha256(text.encode())
     for tensor in tensors:
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
