@@ -202,6 +202,8 @@ def test_no_model_becomes_a_cache(models: Models, triune: Run, tmp_path: Path, c
 def test_a_cache_has_a_folder_of_its_own(models: Models, triune: Run, tmp_path: Path, command: str) -> None:
     """Nobody could tell its files from others, and demo:base would hide the model of that name."""
     (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / ".DS_Store").write_text("")
+    assert triune(command, *models.flags, "--cache", tmp_path / "busy", tmp_path / command).code == 0
     (tmp_path / "busy" / "recipe.yaml").write_text("")
     holding = f"--cache {tmp_path / 'busy'} holds other things, such as recipe.yaml. Name a folder of its own."
     for folder, sentence in (

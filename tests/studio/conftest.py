@@ -105,7 +105,8 @@ def page(adapters: Studio) -> Iterator[Page]:
     """A server in a thread of this process."""
     import uvicorn
 
-    from triune.studio.server import Gate, Server, listen
+    from triune.studio.gate import Gate, listen
+    from triune.studio.server import Server
 
     pytest.importorskip("starlette")
     found = listen("127.0.0.1", 0)

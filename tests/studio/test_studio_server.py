@@ -230,7 +230,7 @@ def test_a_merge_to_disk_leaves_answers_their_cores(adapters: Any) -> None:
 
 
 def test_an_address_of_all_is_asked_for_by_number() -> None:
-    from triune.studio.server import Gate
+    from triune.studio.gate import Gate
 
     gate = Gate(None, "0.0.0.0", 7860)
     assert gate.knows("192.168.1.5:7860")
@@ -243,7 +243,7 @@ def test_an_address_of_all_is_asked_for_by_number() -> None:
 
 
 def test_the_usual_port_is_left_out_by_browsers() -> None:
-    from triune.studio.server import Gate
+    from triune.studio.gate import Gate
 
     for host in ("localhost", "127.0.0.1", "[::1]"):
         assert Gate(None, "127.0.0.1", 80).knows(host)

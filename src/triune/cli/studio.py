@@ -50,8 +50,9 @@ def studio(
             raise UserError(
                 f'This needs {" and ".join(missing)}, which {are} not installed. Run: pip install "triune[studio]"'
             )
+        from triune.studio.gate import is_loopback, listen
         from triune.studio.point import quick
-        from triune.studio.server import is_loopback, listen, serve
+        from triune.studio.server import serve
         from triune.studio.session import Studio
 
         if recipe is None and base is None and not expert:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-OWN = re.compile(r"[0-9a-f]{32}\.safetensors|\..*\.part")
-"""Names of a cache's files, and of those that are being written."""
+OWN = re.compile(r"[0-9a-f]{32}\.safetensors|\..*")
+"""Names of a cache's files, of those that are being written, and of what systems hide in any folder."""
 FREE = ("weight", "scaling")
 """Parameters on which the decompositions do not depend."""
 
