@@ -60,7 +60,7 @@ def bytes_of(contents: Any) -> Callable[[Path], dict[str, Any]]:
     """Every file of an experiment, without caches, and without what tells when and where it was made."""
 
     def read(out: Path) -> dict[str, Any]:
-        files = {name: digest for name, digest in contents(out).items() if "/work/" not in name}
+        files = {name: digest for name, digest in contents(out).items() if "work" not in Path(name).parts[1:-1]}
         for name in files:
             if name.endswith("triune.lock.json"):
                 lock = json.loads((out / name).read_text())

@@ -38,7 +38,7 @@ class Scripted(LM):  # type: ignore[misc]
         return [(-float(r.idx), False) for r in requests]
 
     def loglikelihood_rolling(self, requests: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("No benchmark asks for the likelihood of a whole text.")
 
     def generate_until(self, requests: Any) -> list[str]:
         return ["I'm sorry, but I can't help with that."] * len(requests)

@@ -78,7 +78,7 @@ class Scripted(LM):  # type: ignore[misc]
         return [(-1.0 - _share("".join(r.args)) * len(r.args[1]), False) for r in requests]
 
     def loglikelihood_rolling(self, requests: Any) -> list[float]:
-        raise NotImplementedError
+        raise AssertionError("No benchmark asks for the likelihood of a whole text.")
 
     def generate_until(self, requests: Any) -> list[str]:
         return [self._answer(r.doc["question"], r.doc["answer"]) for r in requests]

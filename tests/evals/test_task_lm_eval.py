@@ -66,7 +66,7 @@ class Parrot(LM):  # type: ignore[misc]
         return [(-float(len(r.args[1])), False) for r in requests]
 
     def loglikelihood_rolling(self, requests: Any) -> list[float]:
-        raise NotImplementedError
+        raise AssertionError("No benchmark asks for the likelihood of a whole text.")
 
     def generate_until(self, requests: Any) -> list[str]:
         return [self.says(r.args[0]) for r in requests]

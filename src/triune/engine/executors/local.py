@@ -129,8 +129,8 @@ class LocalExecutor:
         wait for each other, with nothing small between them.
         """
         all_lanes = sum(lanes.values())
-        tight = _largest(all_lanes, (j.nbytes for j in jobs)) > self.limit or any(
-            _largest(lanes[device], (need for j in jobs if (need := self.need(j)) <= room)) > room
+        tight = _sum_of_largest(all_lanes, (j.nbytes for j in jobs)) > self.limit or any(
+            _sum_of_largest(lanes[device], (need for j in jobs if (need := self.need(j)) <= room)) > room
             for device, room in self.devices.items()
             if device != "cpu"
         )
@@ -142,8 +142,7 @@ class LocalExecutor:
         return "cpu" in self.devices or not fits(self.devices, self.need(job))
 
 
-def _largest(count: int, sizes: Iterable[int]) -> int:
-    """Sum of the largest so many."""
+def _sum_of_largest(count: int, sizes: Iterable[int]) -> int:
     return sum(nlargest(count, sizes))
 
 
