@@ -292,6 +292,25 @@ def test_it_stops_cleanly_while_it_loads(number: signal.Signals, start: Any, toy
     assert (process.returncode, err) == (0, "Stopped.\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_stop_is_lost(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that comes while Python lets no exception out, as in callbacks of its imports."""
+    from triune.cli.studio import _until_stopped
+
+    class Callback:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+            time.sleep(0)  # here the interrupt is raised, and ignored
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGALRM)]
+    with _until_stopped():
+        Callback()
+        time.sleep(30)
+        raise AssertionError("the signal was lost")
+    assert capsys.readouterr().err == "Stopped.\n"
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGALRM)] == handlers
+
+
 def test_a_taken_port_is_a_sentence(triune: Any, toys: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         done = triune("studio", "--no-browser", "--port", str(other.getsockname()[1]), *toys.flags)

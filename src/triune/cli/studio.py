@@ -78,11 +78,26 @@ def studio(
 
 @contextmanager
 def _until_stopped() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are how the studio ends, also while it loads."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Ctrl-C and SIGTERM are how the studio ends, also while it loads.
+
+    An interrupt that comes where Python ignores exceptions, as in a callback of an import, comes again a moment later.
+    """
+    hook = sys.unraisablehook
+
+    def again(told: sys.UnraisableHookArgs) -> None:
+        if isinstance(told.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(told)
+
+    before = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGTERM, signal.SIGALRM)}
+    sys.unraisablehook = again
     try:
         with suppress(KeyboardInterrupt):
             yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
     print("Stopped.", file=sys.stderr)
