@@ -67,13 +67,14 @@ class Server:
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                 try:
                     found = outer.script(asked)
-                    self.send(found if isinstance(found, Answer) else Answer(found), asked)
+                    answer = found if isinstance(found, Answer) else Answer(found)
+                    outer.closing.wait(answer.wait)
                 finally:
                     with outer.lock:
                         outer.at_once -= 1
+                self.send(answer, asked)  # not counted: who has its answer may ask again before this returns
 
             def send(self, answer: Answer, asked: Asked) -> None:
-                outer.closing.wait(answer.wait)
                 content = completion(answer, asked) if answer.content is None else answer.content
                 self.send_response(answer.status)
                 for name, value in {"Content-Type": "application/json", **answer.headers}.items():

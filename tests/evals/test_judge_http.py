@@ -87,13 +87,13 @@ FAULTS = {
     "a list": Answer(content=b"[1, 2]"),
     "content that is no text": Answer(content=b'{"choices": [{"message": {"content": [1]}}]}'),
     "bytes that are no UTF-8": Answer(content=b"\xff\xfe\xff"),
-    "too slow": Answer("late", wait=1.0),
+    "too slow": Answer("late", wait=30.0),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_passing_fault_is_tried_again(fault: str) -> None:
-    outcome, asked = one(in_turn(FAULTS[fault], "fine"), timeout=0.3)
+    outcome, asked = one(in_turn(FAULTS[fault], "fine"), timeout=1.0)
     assert isinstance(outcome, Reply)
     assert outcome.text == "fine"
     assert len(asked) == 2
@@ -112,7 +112,7 @@ def test_a_passing_fault_is_tried_again(fault: str) -> None:
     ],
 )
 def test_a_fault_that_does_not_pass_is_told_after_all_tries(fault: str, words: str) -> None:
-    outcome, asked = one(in_turn(FAULTS[fault]), timeout=0.3)
+    outcome, asked = one(in_turn(FAULTS[fault]), timeout=1.0)
     assert isinstance(outcome, Problem)
     assert not outcome.lasting
     assert words in outcome.sentence
@@ -144,17 +144,17 @@ def test_retry_after_is_kept_to(header: str) -> None:
 
 
 def test_retry_after_holds_all_threads() -> None:
-    """One of them is told to wait 0.6 s while the other is still busy: it starts nothing new before, either."""
+    """One of them is told to wait 1.2 s while the other is still busy: it starts nothing new before, either."""
 
     def script(asked: Asked) -> Answer | str:
         if asked.number == 0:
-            return Answer(status=429, headers={"Retry-After": "0.6"}, content=b"")
-        return Answer("fine", wait=0.2 if asked.number == 1 else 0.0)
+            return Answer(status=429, headers={"Retry-After": "1.2"}, content=b"")
+        return Answer("fine", wait=0.8 if asked.number == 1 else 0.0)
 
     with serving(script) as server:
         outcomes = dict(client(server, concurrency=2).answer([chat(str(i)) for i in range(6)]))
     assert len(outcomes) == 6
-    assert all(asked.at - server.asked[0].at >= 0.59 for asked in server.asked[2:])
+    assert all(asked.at - server.asked[0].at >= 1.19 for asked in server.asked[2:])
 
 
 def test_a_wait_of_hours_is_not_waited() -> None:
@@ -222,11 +222,11 @@ def test_requests_run_at_once_and_keep_their_places() -> None:
 
 
 def test_the_rate_is_kept_to() -> None:
-    """1200 a minute are one each 0.05 s: six take 0.25 s, on however many threads."""
+    """1200 a minute are one each 0.05 s: the sixth is sent after 0.25 s, on however many threads."""
     with serving(in_turn("x")) as server:
+        start = monotonic()  # not when the first came in, which a busy server notes late
         list(client(server, concurrency=6, per_minute=1200).answer([chat(str(i)) for i in range(6)]))
-    times = [asked.at for asked in server.asked]
-    assert times[-1] - times[0] >= 0.24
+    assert max(asked.at for asked in server.asked) - start >= 0.25
 
 
 def test_who_stops_reading_stops_asking() -> None:
