@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Models
+    from conftest import Models, Run
 
 RUN = """
 import sys
@@ -53,5 +55,9 @@ def test_methods_need_no_torch(arguments: list[str]) -> None:
     assert not loaded(RUN.format(arguments)) & {"torch", "transformers", "numpy", "peft"}
 
 
-def test_a_plan_needs_no_torch(models: Models) -> None:
-    assert not loaded(RUN.format(["plan", *models.flags, "--method", "tsvm"])) & {"torch", "transformers", "peft"}
+def test_a_plan_needs_no_torch(models: Models, triune: Run, tmp_path: Path) -> None:
+    command, cache = ["plan", *models.flags, "--method", "tsvm"], ("--cache", str(tmp_path / "cache"))
+    assert not loaded(RUN.format(command)) & {"torch", "transformers", "peft"}
+    assert triune("merge", *command[1:], *cache, "--no-gate", "--quiet", tmp_path / "out").code == 0
+    assert json.loads(triune(*command, *cache, "--json").out)["cache"]["there"] > 0
+    assert not loaded(RUN.format([*command, *cache])) & {"torch", "transformers", "peft"}

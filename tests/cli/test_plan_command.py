@@ -194,3 +194,17 @@ def test_rows_stay_whole_where_no_terminal_shows_them(models: Models) -> None:
     assert max(map(len, lines)) > 150  # of the parameters, eleven of them
     assert any(line.startswith("parameters") and "rank_strength 1" in line for line in lines)
     assert not any(line.endswith(" ") for line in lines)
+
+
+def test_a_box_is_drawn_with_what_the_reader_can_take() -> None:
+    code = (
+        "from rich import box\nfrom rich.table import Table\nfrom triune.cli._show import stdout\n"
+        "table = Table('task', 'score', box=box.SIMPLE_HEAD)\ntable.add_row('toxic', '0.5')\nstdout().print(table)"
+    )
+    ours = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    for encoding, line in (("ascii", "|-------+"), ("utf-8", " ────")):
+        told = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, env=ours | {"PYTHONIOENCODING": encoding}, timeout=120
+        )
+        assert told.returncode == 0, told.stderr
+        assert line in told.stdout.decode(encoding)

@@ -103,7 +103,21 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [cut_off, flip_a_bit])
+def change_a_fact(file: Path) -> None:
+    data = file.read_bytes()
+    at = data.index(b"norms") + data[data.index(b"norms") :].index(b".") + 1  # the first decimal of a norm
+    file.write_bytes(data[:at] + (b"1" if data[at : at + 1] != b"1" else b"2") + data[at + 1 :])
+
+
+def change_a_shape(file: Path) -> None:
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["left"]["shape"].reverse()
+    file.write_bytes(data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(length) + data[8 + length :])
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, change_a_fact, change_a_shape])
 def test_a_damaged_file_is_made_again(
     models: Models, triune: Run, load: Any, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -146,6 +160,52 @@ def test_a_time_that_was_set_back_hides_no_change(own_models: Models, triune: Ru
     assert triune(*command, *kept, tmp_path / "2").code == triune(*command, tmp_path / "3").code == 0
     cached, fresh = load(tmp_path / "2"), load(tmp_path / "3")
     assert all(torch.equal(cached[name], fresh[name]) for name in fresh)
+
+
+def test_an_input_that_changes_meanwhile(
+    own_models: Models, triune: Run, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was decomposed before must not be found under the name of what there is now."""
+    command = ("merge", *own_models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--threads", "1")
+    kept = ("--cache", tmp_path / "cache")
+    expert = next((own_models.root / "honest").glob("*.safetensors"))
+    module = importlib.import_module("triune.methods._spectral")
+    inner, changed = module.truncated_svd, {name: tensor * 1.5 for name, tensor in load_file(expert).items()}
+
+    def changing(*arguments: Any) -> Any:
+        if changed:
+            save_file(changed, tmp_path / "changed.safetensors", {"format": "pt"})
+            (tmp_path / "changed.safetensors").rename(expert)
+            changed.clear()
+        return inner(*arguments)
+
+    monkeypatch.setattr(module, "truncated_svd", changing)
+    assert triune(*command, *kept, tmp_path / "1").code == 0
+    assert not changed
+    assert triune(*command, *kept, tmp_path / "2").code == triune(*command, tmp_path / "3").code == 0
+    cached, fresh = load(tmp_path / "2"), load(tmp_path / "3")
+    assert all(torch.equal(cached[name], fresh[name]) for name in fresh)
+
+
+def test_a_cache_that_cannot_be_written_loses_nothing(
+    models: Models, triune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors that are finished by then are not merged again."""
+    module, written = importlib.import_module("triune.engine.cache"), list[Path]()
+    inner = module.write_bytes
+
+    def writing(path: Path, data: bytes) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise PermissionError(13, "Permission denied", str(path))
+        inner(path, data)
+
+    monkeypatch.setattr(module, "write_bytes", writing)
+    command = ("merge", *models.flags, "--method", "tsvm", "--no-gate", "--threads", "1", "--cache", tmp_path / "cache")
+    told = triune(*command, tmp_path / "out")
+    assert (told.code, "Permission denied" in told.err, "What is finished is kept" in told.err) == (2, True, True)
+    again = triune(*command, "--json", tmp_path / "out")
+    assert (again.code, json.loads(again.out)["resumed"] >= 2) == (0, True)
 
 
 def test_killed_in_the_middle(models: Models, triune: Run, start: Any, contents: Any, tmp_path: Path) -> None:
@@ -192,10 +252,21 @@ def test_a_file_is_no_cache(models: Models, triune: Run, tmp_path: Path) -> None
 @pytest.mark.parametrize("command", ["plan", "merge"])
 def test_no_model_becomes_a_cache(models: Models, triune: Run, tmp_path: Path, command: str) -> None:
     """Whoever loads ``*.safetensors`` of a folder would take decompositions for weights."""
-    for folder in (tmp_path / "out", tmp_path / "out" / "kept", models.root / "base"):
-        told = triune(command, *models.flags, "--method", "tsvm", "--cache", folder, tmp_path / "out")
-        assert (told.code, f"--cache {folder} is the folder of a model." in told.err) == (2, True)
-        assert not (tmp_path / "out").exists()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder, out in (
+        ("out", "out"),
+        ("out/kept", "out"),
+        ("kept", "kept/out"),
+        ("out/deep/../kept", "out"),
+        ("link/out/kept", "out"),
+        ("kept", "link/kept/out"),
+    ):
+        told = triune(command, *models.flags, "--method", "tsvm", "--cache", tmp_path / folder, tmp_path / out)
+        assert (told.code, f"{folder} is, holds or lies in the output" in told.err) == (2, True)
+        assert [p.name for p in tmp_path.iterdir()] == ["link"]
+    base = models.root / "base"
+    told = triune(command, *models.flags, "--method", "tsvm", "--cache", base, tmp_path / "out")
+    assert (told.code, f"--cache {base} is the folder of a model." in told.err) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["plan", "merge"])
@@ -203,6 +274,7 @@ def test_a_cache_has_a_folder_of_its_own(models: Models, triune: Run, tmp_path: 
     """Nobody could tell its files from others, and demo:base would hide the model of that name."""
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy" / ".DS_Store").write_text("")
+    (tmp_path / "busy" / ".snapshot").mkdir()
     assert triune(command, *models.flags, "--cache", tmp_path / "busy", tmp_path / command).code == 0
     (tmp_path / "busy" / "recipe.yaml").write_text("")
     holding = f"--cache {tmp_path / 'busy'} holds other things, such as recipe.yaml. Name a folder of its own."

@@ -35,8 +35,12 @@ def stdout() -> Console:
 class _Trimmed:
     """Standard output, without the blanks that fill a table's columns up to their width at the end of a line."""
 
+    @property
+    def encoding(self) -> str:  # by which rich chooses the characters of a box
+        return sys.stdout.encoding
+
     def write(self, text: str) -> int:
-        return sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+        return sys.stdout.write(re.sub(r" +\n", "\n", text))
 
     def flush(self) -> None:
         sys.stdout.flush()

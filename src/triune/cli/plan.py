@@ -98,7 +98,8 @@ def plan(
     if given and not is_finished(made, Path(given[0])):
         refuse_occupied(Path(given[0]))
         check_disk(made, Path(given[0]))
-    there = Cache(cache, given[0] if given else None).there(made.jobs, next(iter(devices))) if cache else set()
+    folder = Cache(cache, made.files(), given[0] if given else None) if cache else None
+    there = folder.there(made.jobs, next(iter(devices))) if folder else set()
     kept = cache_of(made, cache, len(there)) if cache else None
     lanes = threads or available_cores()
     groups = classes(made.jobs, there)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-OWN = re.compile(r"[0-9a-f]{32}\.safetensors|\..*")
-"""Names of a cache's files, of those that are being written, and of what systems hide in any folder."""
+OWN = re.compile(r"[0-9a-f]{32}\.safetensors")
+"""Names of a cache's files."""
 FREE = ("weight", "scaling")
 """Parameters on which the decompositions do not depend."""
 
@@ -42,29 +42,69 @@ class Kept:
     norms: tuple[float, ...]
     """As in :class:`triune.engine.job.Done`."""
 
+    @staticmethod
+    def read(path: Path, device: str) -> Kept | None:
+        """None where there is none, or it is damaged."""
+        from triune.methods._spectral import Orthogonal
+
+        def found(file: Any, told: dict[str, Any]) -> Kept | None:
+            # Copies: products round by where in memory a matrix begins.
+            left, values, right = tensors = [file.get_tensor(n).clone() for n in ("left", "values", "right")]
+            digest, _, text = file.metadata()["triune"].partition(" ")
+            if _digest(text, tensors) != digest:
+                return None
+            parts = Orthogonal(
+                left.to(device), values.to(device), right.to(device), tuple(told["ranks"]), tuple(told["shares"])
+            )
+            return Kept(parts, {int(model): d for model, d in told["digests"].items()}, tuple(told["norms"]))
+
+        return _read(path, "pt", found)
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all."""
+        from safetensors.torch import save
+
+        parts = self.parts
+        tensors = {n: getattr(parts, n).cpu().contiguous() for n in ("left", "values", "right")}
+        told = {
+            "key": path.stem,
+            "ranks": parts.ranks,
+            "shares": parts.shares,
+            "digests": self.digests,
+            "norms": self.norms,
+        }
+        text = json.dumps(told)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, save(tensors, {"triune": f"{_digest(text, tensors.values())} {text}"}))
+
 
 class Cache:
-    """The folder. It is made when the first tensor is kept.
+    """The folder, for merges of these weight files as they are now. It is made when the first tensor is kept.
+
+    A file that changes later has no part in what is kept: what it was may still be read, what it is has another name.
 
     Raises:
-        UserError: it is no folder, or holds anything else: who loads a model's folder would take the files for weights, and
-            nobody could tell which to throw away.
+        UserError: it is no folder, holds anything else that is not hidden, or lies in ``out``, or ``out`` in it: who loads a
+            model's folder would take the files for weights, and nobody could tell which to throw away.
     """
 
-    def __init__(self, folder: Path | str, out: Path | str | None = None) -> None:
+    def __init__(self, folder: Path | str, files: Iterable[str], out: Path | str | None = None) -> None:
         if str(folder).startswith("demo:") or is_url(str(folder)):
             raise UserError(f"--cache {folder} is the name of a model. Name a folder of this machine.")
         self.folder = Path(folder).absolute()  # other machines may start elsewhere
         there = next(place for place in (self.folder, *self.folder.parents) if place.exists())
         if not there.is_dir():
             raise UserError(f"--cache {folder}: {there} is a file. Name a folder; it is made if it does not exist.")
-        if (self.folder / "config.json").exists() or (
-            out and Path(out).absolute() in (self.folder, *self.folder.parents)
-        ):
+        ours, theirs = self.folder.resolve(), Path(out).resolve() if out else None
+        if theirs and (theirs in (ours, *ours.parents) or ours in theirs.parents):
+            raise UserError(f"--cache {folder} is, holds or lies in the output {out}. Name a folder beside it.")
+        if (self.folder / "config.json").exists():
             raise UserError(f"--cache {folder} is the folder of a model. Name a folder of its own.")
         held = self.folder.iterdir() if self.folder.exists() else ()
-        if other := min((p.name for p in held if not OWN.fullmatch(p.name) or p.is_dir()), default=None):
+        others = (p.name for p in held if p.name[0] != "." and (p.is_dir() or not OWN.fullmatch(p.name)))
+        if other := min(others, default=None):
             raise UserError(f"--cache {folder} holds other things, such as {other}. Name a folder of its own.")
+        self.stamps = {file: _stamp(file) for file in files}
 
     def path(self, job: Job, device: str) -> Path:
         """Where this tensor's decompositions are, or would be."""
@@ -72,65 +112,33 @@ class Cache:
         sources = (job.base, *job.experts)
         files = sorted({t.file for s in sources if s for t in s.tensors})
         facts = (made_with(), device.partition(":")[0], job.method, bound, job.view.tensor, sources)
-        digest = hashlib.sha256(repr((facts, [_stamp(file) for file in files])).encode())
+        digest = hashlib.sha256(repr((facts, [self.stamps[file] for file in files])).encode())
         return self.folder / f"{digest.hexdigest()[:32]}.safetensors"
 
     def there(self, jobs: Iterable[Job], device: str) -> set[str]:
         """Tensors whose decompositions are kept, by name, as far as the files' headers and lengths tell."""
-        return {j.output.name for j in decomposed(jobs) if _read(self.path(j, device), lambda file, told: True)}
-
-    def load(self, job: Job, device: str) -> Kept | None:
-        """None where it is not kept, or damaged."""
-        from triune.methods._spectral import Orthogonal
-
-        def read(file: Any, told: dict[str, Any]) -> Kept | None:
-            # Copies: products round by where in memory a matrix begins.
-            left, values, right = found = [file.get_tensor(n).clone() for n in ("left", "values", "right")]
-            digest, _, text = file.metadata()["triune"].partition(" ")
-            if _digest(text, found) != digest:
-                return None
-            parts = Orthogonal(
-                left.to(device), values.to(device), right.to(device), tuple(told["ranks"]), tuple(told["shares"])
-            )
-            return Kept(parts, {int(model): d for model, d in told["digests"].items()}, tuple(told["norms"]))
-
-        return _read(self.path(job, device), read)
-
-    def store(self, job: Job, device: str, kept: Kept) -> None:
-        from safetensors.torch import save
-
-        parts = kept.parts
-        tensors = {n: getattr(parts, n).cpu().contiguous() for n in ("left", "values", "right")}
-        path = self.path(job, device)
-        told = {
-            "key": path.stem,
-            "ranks": parts.ranks,
-            "shares": parts.shares,
-            "digests": kept.digests,
-            "norms": kept.norms,
-        }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--cache {self.folder} cannot be made: {error.strerror}. Name another folder.") from None
-        text = json.dumps(told)
-        write_bytes(path, save(tensors, {"triune": f"{_digest(text, tensors.values())} {text}"}))
+        paths = {j.output.name: self.path(j, device) for j in decomposed(jobs)}
+        return {name for name, path in paths.items() if _read(path, "np", lambda file, told: True)}  # without torch
 
 
-def _read(path: Path, read: Callable[[Any, dict[str, Any]], R]) -> R | None:
-    """What ``read`` makes of a file and its facts; None where there is no such file, or another under its name."""
+def _read(path: Path, framework: str, found: Callable[[Any, dict[str, Any]], R]) -> R | None:
+    """What ``found`` makes of a file and its facts; None where there is no such file, or another under its name."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             told = json.loads(file.metadata()["triune"].partition(" ")[2])
-            return read(file, told) if told["key"] == path.stem else None
+            return found(file, told) if told["key"] == path.stem else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
 def _stamp(file: str) -> object:
-    """What tells whether a weight file has changed: also its inode's time, which nobody sets, as archives do the other."""
+    """What tells whether a weight file has changed, and more than :func:`triune.engine.plan.stamp`.
+
+    That also its inode did, of which nobody sets the time, as archives set the other. It changes with a file's name, rights
+    and links, too: here that costs another decomposition, and an unfinished merge would be lost by it.
+    """
     there = not is_url(file) and Path(file).exists()
     return stamp(file), Path(file).stat().st_ctime_ns if there else None
 
@@ -139,6 +147,7 @@ def _digest(text: str, tensors: Iterable[torch.Tensor]) -> str:
     """Of all that a file says: safetensors checks lengths only."""
     digest = hashlib.sha256(text.encode())
     for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

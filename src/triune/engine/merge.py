@@ -119,7 +119,7 @@ def merge(
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
     device = next((d for d in devices if d != "cpu"), "cpu")
-    kept = Cache(cache, out) if cache else None
+    kept = Cache(cache, plan.files(), out) if cache else None
     executor = executor or LocalExecutor(threads or available_cores(), limit, devices, device_memory_of)
     try:
         with Journal(out, plan.fingerprint, plan.description) as journal:

@@ -121,7 +121,7 @@ def _scan_tensor(job: Job, lane: Lane, inputs: Inputs) -> Any:
 def _run_dense(job: Job, lane: Lane, inputs: Inputs, sink: Sink, cache: Cache | None) -> Done:
     rows, columns = job.output.matrix
     spec, device = job.spec, lane.device
-    kept = cache.load(job, device) if cache and spec.parts else None
+    kept = Kept.read(cache.path(job, device), device) if cache and spec.parts else None
     cached = kept is not None
     if kept is None:
         whole = torch.empty(len(job.experts), rows, columns)
@@ -132,7 +132,7 @@ def _run_dense(job: Job, lane: Lane, inputs: Inputs, sink: Sink, cache: Cache | 
         refuse_nonfinite(job, norms, whole)
         if cache and spec.parts:
             kept = Kept(spec.parts(whole.to(device), view=job.view, **job.bound), inputs.digests(), norms)
-            cache.store(job, device, kept)
+            kept.write(cache.path(job, device))
         else:
             result = spec.function(whole.to(device), view=job.view, **job.bound)
         del whole
