@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import triune as api
+from triune.checkpoint.reader import Files
 from triune.engine.merge import merge
 
 if TYPE_CHECKING:
@@ -162,6 +163,22 @@ def test_a_time_that_was_set_back_hides_no_change(own_models: Models, triune: Ru
     assert all(torch.equal(cached[name], fresh[name]) for name in fresh)
 
 
+def test_what_is_kept_is_not_fetched_from_the_disk(
+    models: Models, triune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an expert's matrices nothing is announced to the system, which would begin to read."""
+    asked = set[tuple[str, str]]()
+    monkeypatch.setattr(Files, "advise", lambda self, info: asked.add((Path(info.file).parent.name, info.name)))
+    command = ("merge", *models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--cache", tmp_path / "cache")
+    names = "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    for out, wanted in (("1", len(models.names) * DECOMPOSED), ("2", 0)):
+        asked.clear()
+        assert triune(*command, tmp_path / out).code == 0
+        matrices = {(model, name) for model, name in asked if name.split(".")[-2] in names}
+        assert len([model for model, _ in matrices if model in models.names]) == wanted
+        assert len([model for model, _ in matrices if model == "base"]) == DECOMPOSED
+
+
 def test_an_input_that_changes_meanwhile(
     own_models: Models, triune: Run, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,13 +214,14 @@ def test_a_cache_that_cannot_be_written_loses_nothing(
     def writing(path: Path, data: bytes) -> None:
         written.append(path)
         if len(written) == 3:
-            raise PermissionError(13, "Permission denied", str(path))
+            raise OSError(28, "No space left on device")
         inner(path, data)
 
     monkeypatch.setattr(module, "write_bytes", writing)
     command = ("merge", *models.flags, "--method", "tsvm", "--no-gate", "--threads", "1", "--cache", tmp_path / "cache")
     told = triune(*command, tmp_path / "out")
-    assert (told.code, "Permission denied" in told.err, "What is finished is kept" in told.err) == (2, True, True)
+    full = f"No space left on device: '{written[2]}'. What is finished is kept"
+    assert (told.code, full in told.err) == (2, True)
     again = triune(*command, "--json", tmp_path / "out")
     assert (again.code, json.loads(again.out)["resumed"] >= 2) == (0, True)
 
@@ -282,6 +300,7 @@ def test_a_cache_has_a_folder_of_its_own(models: Models, triune: Run, tmp_path: 
         (tmp_path / "busy", holding),
         ("demo:base", "--cache demo:base is the name of a model. Name a folder of this machine."),
         ("s3://bucket/kept", "--cache s3://bucket/kept is the name of a model."),
+        (tmp_path / ("long" * 100), "The system refused: [Errno 36] File name too long"),
     ):
         told = triune(command, *models.flags, "--method", "tsvm", "--cache", folder, tmp_path / "out")
         assert (told.code, sentence in told.err) == (2, True)

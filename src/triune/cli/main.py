@@ -1,13 +1,14 @@
 """The table of commands, and what an error looks like to a person.
 
-Exit codes: 0 done, 1 a check failed, 2 the user's mistake, 3 interrupted and resumable, 70 our bug.
+Exit codes: 0 done, 1 a check failed, 2 the user's mistake or the system's refusal, 3 interrupted and resumable, 70 our bug.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 COMMANDS = {
     "demo": ("triune.cli.demo:demo", "Merge three real specialists of a small model and compare the answers."),
@@ -30,6 +31,12 @@ COMMANDS = {
     "studio": ("triune.cli.studio:studio", "Move between specialists on a local page and read what the merge answers."),
     "methods": ("triune.cli.methods:methods", "List the merge methods, or show one's reference page."),
 }
+
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EIO, errno.EMFILE, errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""What a system answers to a program that has done nothing wrong."""
 
 
 def load(name: str) -> Any:
@@ -118,14 +125,24 @@ def run() -> None:
         sys.exit(3)
     except BrokenPipeError:
         sys.exit(0)  # the reader of our output has seen enough
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            _report_bug()
+        _say(f"The system refused: {error}. Remove the cause and run the same command again.")
+        sys.exit(2)
     except Exception:
-        import traceback
+        _report_bug()
 
-        from triune import __version__
 
-        traceback.print_exc()
-        _say(f"This is a bug in triune {__version__}, not a mistake of yours. Please report the lines above.")
-        sys.exit(70)
+def _report_bug() -> NoReturn:
+    """Of the exception at hand."""
+    import traceback
+
+    from triune import __version__
+
+    traceback.print_exc()
+    _say(f"This is a bug in triune {__version__}, not a mistake of yours. Please report the lines above.")
+    sys.exit(70)
 
 
 def _say(message: str) -> None:

@@ -102,7 +102,7 @@ def merge(
     if as_json:
         print(json.dumps(result_json(result)))
     elif not quiet:
-        if cache and (note := idle(cache, result.plan.jobs, result.plan.method.name)):
+        if cache is not None and (note := idle(cache, result.plan.jobs, result.plan.method.name)):
             console.print(f"  note     {note}", soft_wrap=True)
         show_result(result, time.monotonic() - start)
     if not result.passed:

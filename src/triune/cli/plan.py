@@ -72,7 +72,7 @@ def plan(
 
     from triune.cli._show import plan_json, plan_table, stdout
     from triune.engine.budget import default_limit, device_limits, human
-    from triune.engine.cache import Cache
+    from triune.engine.cache import Cache, own_folder
     from triune.engine.cores import available_cores, pick_devices
     from triune.engine.costs import calibrate, classes
     from triune.engine.journal import is_finished, refuse_occupied
@@ -98,9 +98,11 @@ def plan(
     if given and not is_finished(made, Path(given[0])):
         refuse_occupied(Path(given[0]))
         check_disk(made, Path(given[0]))
-    folder = Cache(cache, made.files(), given[0] if given else None) if cache else None
-    there = folder.there(made.jobs, next(iter(devices))) if folder else set()
-    kept = cache_of(made, cache, len(there)) if cache else None
+    there: set[str] = set()
+    if cache is not None:
+        folder = own_folder(cache, given[0] if given else None)
+        there = Cache(folder, made.files()).there(made.jobs, next(iter(devices)))
+    kept = cache_of(made, cache, len(there)) if cache is not None else None
     lanes = threads or available_cores()
     groups = classes(made.jobs, there)
     rates = calibrate() if time else None

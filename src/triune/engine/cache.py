@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -75,35 +76,46 @@ class Kept:
         }
         text = json.dumps(told)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, save(tensors, {"triune": f"{_digest(text, tensors.values())} {text}"}))
+        try:
+            write_bytes(path, save(tensors, {"triune": f"{_digest(text, tensors.values())} {text}"}))
+        except OSError as error:  # a full disk does not say which
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-class Cache:
-    """The folder, for merges of these weight files as they are now. It is made when the first tensor is kept.
-
-    A file that changes later has no part in what is kept: what it was may still be read, what it is has another name.
+def own_folder(folder: Path | str, out: Path | str | None) -> Path:
+    """Where a cache may be.
 
     Raises:
         UserError: it is no folder, holds anything else that is not hidden, or lies in ``out``, or ``out`` in it: who loads a
             model's folder would take the files for weights, and nobody could tell which to throw away.
     """
-
-    def __init__(self, folder: Path | str, files: Iterable[str], out: Path | str | None = None) -> None:
-        if str(folder).startswith("demo:") or is_url(str(folder)):
-            raise UserError(f"--cache {folder} is the name of a model. Name a folder of this machine.")
-        self.folder = Path(folder).absolute()  # other machines may start elsewhere
-        there = next(place for place in (self.folder, *self.folder.parents) if place.exists())
-        if not there.is_dir():
-            raise UserError(f"--cache {folder}: {there} is a file. Name a folder; it is made if it does not exist.")
-        ours, theirs = self.folder.resolve(), Path(out).resolve() if out else None
-        if theirs and (theirs in (ours, *ours.parents) or ours in theirs.parents):
+    if str(folder).startswith("demo:") or is_url(str(folder)):
+        raise UserError(f"--cache {folder} is the name of a model. Name a folder of this machine.")
+    found = Path(folder).absolute()  # other machines may start elsewhere
+    there = next(place for place in (found, *found.parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"--cache {folder}: {there} is a file. Name a folder; it is made if it does not exist.")
+    if out:
+        ours, theirs = Path(os.path.realpath(found)), Path(os.path.realpath(out))
+        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
             raise UserError(f"--cache {folder} is, holds or lies in the output {out}. Name a folder beside it.")
-        if (self.folder / "config.json").exists():
-            raise UserError(f"--cache {folder} is the folder of a model. Name a folder of its own.")
-        held = self.folder.iterdir() if self.folder.exists() else ()
-        others = (p.name for p in held if p.name[0] != "." and (p.is_dir() or not OWN.fullmatch(p.name)))
-        if other := min(others, default=None):
-            raise UserError(f"--cache {folder} holds other things, such as {other}. Name a folder of its own.")
+    if (found / "config.json").exists():
+        raise UserError(f"--cache {folder} is the folder of a model. Name a folder of its own.")
+    held = found.iterdir() if found.exists() else ()
+    others = (p.name for p in held if p.name[0] != "." and (p.is_dir() or not OWN.fullmatch(p.name)))
+    if other := min(others, default=None):
+        raise UserError(f"--cache {folder} holds other things, such as {other}. Name a folder of its own.")
+    return found
+
+
+class Cache:
+    """A folder, for merges of these weight files as they are now. It is made when the first tensor is kept.
+
+    A file that changes later has no part in what is kept: what it was may still be read, what it is has another name.
+    """
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        self.folder = folder
         self.stamps = {file: _stamp(file) for file in files}
 
     def path(self, job: Job, device: str) -> Path:

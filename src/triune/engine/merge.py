@@ -16,7 +16,7 @@ from triune.checkpoint.remote import is_url
 from triune.checkpoint.source import Source
 from triune.checkpoint.writer import DEFAULT_SHARD, ShardWriter, shard_index
 from triune.engine.budget import default_limit, device_limits
-from triune.engine.cache import Cache
+from triune.engine.cache import Cache, own_folder
 from triune.engine.cores import available_cores, pick_devices
 from triune.engine.executors import Executor, ExecutorFailed
 from triune.engine.executors.local import LocalExecutor
@@ -104,6 +104,7 @@ def merge(
         Interrupted: after Ctrl-C. What is finished is kept.
     """
     out = Path(out)
+    folder = own_folder(cache, out) if cache is not None else None
     limit = max_memory or default_limit()
     job_limit = executor.limit if executor else limit
     devices = device_limits(pick_devices(device), max_device_memory, limit)
@@ -119,7 +120,7 @@ def merge(
         return MergeResult(out, plan, tuple(checks), already_done=True)
     check_disk(plan, out)
     device = next((d for d in devices if d != "cpu"), "cpu")
-    kept = Cache(cache, plan.files(), out) if cache else None
+    kept = Cache(folder, plan.files()) if folder else None
     executor = executor or LocalExecutor(threads or available_cores(), limit, devices, device_memory_of)
     try:
         with Journal(out, plan.fingerprint, plan.description) as journal:

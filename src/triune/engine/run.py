@@ -66,18 +66,15 @@ def run_job(
     """
     if not job.output.is_float or (job.route == "copy" and job.output.dtype == "F64"):
         return _copy_bytes(job, lane, sink)  # float32 would lose digits of a tensor that nobody changed
+    if job.route == "dense":
+        return replace(_run_dense(job, lane, sink, cache), device=lane.device)
     inputs = Inputs(job, lane)
     if job.route == "blocks":
-        done = _run_blocks(job, lane, inputs, sink, stats)
-    else:
-        inputs.start_hashing()
-        if job.route == "copy":
-            return _write(job, inputs, sink)
-        if job.route == "dense":
-            done = _run_dense(job, lane, inputs, sink, cache)
-        else:
-            done = _run_factors(job, lane, inputs, sink, lora)
-    return replace(done, device=lane.device)
+        return replace(_run_blocks(job, lane, inputs, sink, stats), device=lane.device)
+    inputs.start_hashing()
+    if job.route == "copy":
+        return _write(job, inputs, sink)
+    return replace(_run_factors(job, lane, inputs, sink, lora), device=lane.device)
 
 
 def _run_blocks(job: Job, lane: Lane, inputs: Inputs, sink: Sink, stats: Any) -> Done:
@@ -118,12 +115,14 @@ def _scan_tensor(job: Job, lane: Lane, inputs: Inputs) -> Any:
     return scan.result()
 
 
-def _run_dense(job: Job, lane: Lane, inputs: Inputs, sink: Sink, cache: Cache | None) -> Done:
+def _run_dense(job: Job, lane: Lane, sink: Sink, cache: Cache | None) -> Done:
     rows, columns = job.output.matrix
     spec, device = job.spec, lane.device
     kept = Kept.read(cache.path(job, device), device) if cache and spec.parts else None
     cached = kept is not None
     if kept is None:
+        inputs = Inputs(job, lane)
+        inputs.start_hashing()
         whole = torch.empty(len(job.experts), rows, columns)
         for first, last in blocks(job):
             base, whole[:, first:last] = inputs.block(first, last)
