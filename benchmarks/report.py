@@ -13,10 +13,10 @@ from benchmarks.tools import PEERS
 INTRODUCTION = """\
 # Results
 
-Written by `python -m benchmarks --report`; every number is measured, none is edited. Whole processes, from start to exit:
-wall time, processor time of all threads, peak resident memory as `/usr/bin/time -v` gives it. The tools of a row take turns,
-in another order each round; a cell is a median, with [smallest, largest] and the number of runs. Ratios above 1 are in our
-favour, except triune / floor.
+Written by `python -m benchmarks --report` from the files in `benchmarks/results` (`--results`), one for each row, none
+edited. Whole processes, from start to exit: wall time, processor time of all threads, peak resident memory as
+`/usr/bin/time -v` gives it. The tools of a row take turns, in another order each round; a cell is a median, with
+[smallest, largest] and the number of runs. Ratios above 1 are in our favour, except triune / floor.
 
 - Compare inside a row, never between rows: other work ran on the machine in some of them (see the load averages), and then
   processor time tells more than wall time.
@@ -44,7 +44,7 @@ ABOVE_FLOOR = 2
 BOUNDS = """\
 ## What bounds merges
 
-On the machine above a core spends 6 to 9 ns an entry on SHA-256 of what is read and written, and 3 to 5 on each reading
+On a slower day of this machine a core spent 6 to 9 ns an entry on SHA-256 of what is read and written, 3 to 5 on a reading
 of four tensors into float32 deltas (methods that look for a threshold or rescale read twice); the rest are passes of torch
 or NumPy over blocks, one for each step of the method (`python -m benchmarks.tensor CASE --profile`). The floor does none
 of this, and small models add one to two seconds for the start of Python and torch. `della` sorts every row of every
@@ -53,7 +53,7 @@ expert. Fewer passes need kernels that do several steps at once, which neither l
 `tsvm` spends most of its time on eigendecompositions in float64, five for each matrix of three experts, and most of the
 rest on products in float64. fusion_bench makes SVDs in float32, which are at least ten times less exact
 (`python -m benchmarks.accuracy`). Its aim is out of reach of LAPACK's full decompositions, in float32, too: of a
-4096 x 4096 matrix an eigendecomposition takes 4.4 s where an SVD takes 14.3, without any product (`docs/lab-log.md`).
+4096 x 4096 matrix an eigendecomposition took 4.4 s where an SVD took 14.3, without any product (`docs/lab-log.md`).
 """
 
 

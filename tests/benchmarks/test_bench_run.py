@@ -156,6 +156,10 @@ def test_the_report_names_machine_load_and_what_did_not_run(measured: Measured) 
     assert "ties: mergekit did not run: no network" in text
 
 
+def test_the_published_report_is_that_of_the_published_results() -> None:
+    assert (tools.HERE / "RESULTS.md").read_text() == report(load(tools.HERE / "results"))
+
+
 def test_each_aim_stands_beside_what_was_measured(measured: Measured) -> None:
     """30 / 4 = 7.5 misses 8; 4 / 2 = 2 meets 2. Without the other program there is nothing to say."""
     lines = aims([measured]).splitlines()
