@@ -6,8 +6,11 @@ Everything goes through the command line, as a user meets it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -563,3 +566,36 @@ def test_a_finished_merge_that_lost_a_file_is_not_called_done(
     assert told.code == 2
     assert f"its {name} is missing" in told.err
     assert "triune verify" in told.err
+
+
+@pytest.mark.parametrize("command", ["plan", "merge"])
+def test_an_output_that_no_folder_can_be(models: Models, triune: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "lost").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    flags = (command, *models.flags, "--method", "linear")
+    for out, words in (
+        ("file", f"The output {tmp_path / 'file'} is a file."),
+        ("file/out", f"The output {tmp_path / 'file'} is a file."),
+        ("lost", f"The output {tmp_path / 'lost'} is a link to nothing."),
+        ("loop", f"The output {tmp_path / 'loop'} is a link to nothing."),
+        ("loop/out", f"The output {tmp_path / 'loop'} is a link to nothing."),
+        ("long" * 100, "The system refused: "),
+    ):
+        told = triune(*flags, tmp_path / out)
+        assert (told.code, words in told.err) == (2, True), told.err
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_results_that_nobody_can_take() -> None:
+    """Python keeps them in a buffer up to the end."""
+    ours = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", "from triune.cli.main import run; run()", "methods", "--json"]
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ours, timeout=120)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert "triune: The system refused: [Errno 28] No space left on device." in told.stderr
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ours) as running:
+        running.stdout.close()
+        assert (running.stderr.read(), running.wait(120)) == ("", 0)

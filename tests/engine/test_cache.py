@@ -265,6 +265,13 @@ def test_a_file_is_no_cache(models: Models, triune: Run, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     below = triune("plan", *models.flags, "--cache", tmp_path / "file" / "kept")
     assert (below.code, f"{tmp_path / 'file'} is a file. Name a folder" in below.err) == (2, True)
+    for target in ("nowhere", "link"):
+        (tmp_path / "link").symlink_to(target)
+        told = triune("plan", *models.flags, "--cache", tmp_path / "link")
+        assert (told.code, f"{tmp_path / 'link'} is a link to nothing." in told.err) == (2, True)
+        (tmp_path / "link").unlink()
+    told = triune("merge", *models.flags, "--cache", "", tmp_path / "out")
+    assert (told.code, "--cache names nothing." in told.err) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["plan", "merge"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -61,6 +62,8 @@ def build() -> Any:
                 return super().invoke(ctx)
             except KeyboardInterrupt:  # typer would leave without a word
                 raise Interrupted("Stopped. Run the same command again to continue.") from None
+            except BrokenPipeError:  # the reader has seen enough, which typer would call a failure
+                _leave(0)
 
         def list_commands(self, ctx: Any) -> list[str]:
             return list(COMMANDS)
@@ -113,7 +116,10 @@ def run() -> None:
     from triune.errors import CheckFailed, Interrupted, UserError
 
     try:
-        build()()
+        try:
+            build()()
+        finally:
+            sys.stdout.flush()  # here, where it is told if it fails
     except CheckFailed as error:
         _say(str(error))
         sys.exit(1)
@@ -124,14 +130,23 @@ def run() -> None:
         _say(str(error) or "Stopped.")
         sys.exit(3)
     except BrokenPipeError:
-        sys.exit(0)  # the reader of our output has seen enough
+        _leave(0)
     except OSError as error:
         if error.errno not in REFUSALS:
             _report_bug()
         _say(f"The system refused: {error}. Remove the cause and run the same command again.")
-        sys.exit(2)
+        _leave(2)
     except Exception:
         _report_bug()
+
+
+def _leave(code: int) -> NoReturn:
+    """Python would write again what could not be written, and exit with a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def _report_bug() -> NoReturn:

@@ -89,12 +89,17 @@ def own_folder(folder: Path | str, out: Path | str | None) -> Path:
         UserError: it is no folder, holds anything else that is not hidden, or lies in ``out``, or ``out`` in it: who loads a
             model's folder would take the files for weights, and nobody could tell which to throw away.
     """
+    if not str(folder):
+        raise UserError("--cache names nothing. Name a folder; it is made if it does not exist.")
     if str(folder).startswith("demo:") or is_url(str(folder)):
         raise UserError(f"--cache {folder} is the name of a model. Name a folder of this machine.")
     found = Path(folder).absolute()  # other machines may start elsewhere
-    there = next(place for place in (found, *found.parents) if place.exists())
+    there = next(place for place in (found, *found.parents) if place.exists() or place.is_symlink())
     if not there.is_dir():
-        raise UserError(f"--cache {folder}: {there} is a file. Name a folder; it is made if it does not exist.")
+        kind = "a file" if there.exists() else "a link to nothing"
+        raise UserError(f"--cache {folder}: {there} is {kind}. Name a folder; it is made if it does not exist.")
+    if there != found and not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--cache {folder}: you may make no folder in {there}. Name another.")
     if out:
         ours, theirs = Path(os.path.realpath(found)), Path(os.path.realpath(out))
         if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):

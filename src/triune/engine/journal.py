@@ -107,7 +107,9 @@ def is_finished(plan: Plan, out: Path) -> bool:
 
 def refuse_occupied(out: Path) -> None:
     """Nothing is ever overwritten."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"The output {out} is a file. Name a folder that does not exist yet.")
+    there = next(place for place in (out, *out.parents) if place.exists() or place.is_symlink())
+    if not there.is_dir():
+        kind = "a file" if there.exists() else "a link to nothing"
+        raise UserError(f"The output {there} is {kind}. Name a folder that does not exist yet.")
     if out.exists() and any(p.name != ".triune" for p in out.iterdir()):
         raise UserError(f"The output folder {out} is not empty, and nothing is overwritten. Name another or empty it.")

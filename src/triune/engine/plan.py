@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -364,7 +365,7 @@ def check_disk(plan: Plan, out: Path) -> None:
     Raises:
         UserError: less free than the output takes.
     """
-    folder = out.resolve()
+    folder = Path(os.path.realpath(out))  # which takes a link to itself, too
     while not folder.exists():
         folder = folder.parent
     needed = sum(s.nbytes for s in plan.shards) + 2**26
