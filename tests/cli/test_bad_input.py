@@ -599,3 +599,5 @@ def test_results_that_nobody_can_take() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ours) as running:
         running.stdout.close()
         assert (running.stderr.read(), running.wait(120)) == ("", 0)
+    closed = ["sh", "-c", '"$@" >&- 2>&-', "sh", *command]
+    assert subprocess.run(closed, env=ours, timeout=120).returncode == 0

@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 COMMANDS = {
@@ -115,6 +116,9 @@ def run() -> None:
     """Entry point of the ``triune`` program."""
     from triune.errors import CheckFailed, Interrupted, UserError
 
+    # Python has none where who started it had closed them, as daemons do.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     try:
         try:
             build()()
