@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import triune as api
 from triune.checkpoint.reader import Files
 from triune.engine.merge import merge
+from triune.output.atomic import whole_file
 
 if TYPE_CHECKING:
     from conftest import Models, Run
@@ -40,6 +41,19 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(module, "truncated_svd", counting)
     return counted
+
+
+@pytest.fixture
+def the_same_without(triune: Run, load: Any, tmp_path: Path) -> Callable[..., bool]:
+    """Whether a merge takes nothing from the folder ``cache`` that it would not compute."""
+
+    def call(*command: str) -> bool:
+        kept = ("--cache", tmp_path / "cache")
+        assert triune(*command, *kept, tmp_path / "cached").code == triune(*command, tmp_path / "fresh").code == 0
+        cached, fresh = load(tmp_path / "cached"), load(tmp_path / "fresh")
+        return all(torch.equal(cached[name], fresh[name]) for name in fresh)
+
+    return call
 
 
 @pytest.mark.parametrize(("method", "more"), CASES, ids=["tsvm", "r_tsvm", "task"])
@@ -106,7 +120,7 @@ def flip_a_bit(file: Path) -> None:
 
 def change_a_fact(file: Path) -> None:
     data = file.read_bytes()
-    at = data.index(b"norms") + data[data.index(b"norms") :].index(b".") + 1  # the first decimal of a norm
+    at = data.index(b".", data.index(b"norms")) + 1  # the first decimal of a norm
     file.write_bytes(data[:at] + (b"1" if data[at : at + 1] != b"1" else b"2") + data[at + 1 :])
 
 
@@ -149,18 +163,17 @@ def test_a_file_under_another_name_is_made_again(models: Models, triune: Run, co
     assert [file.read_bytes() for file in files] == whole
 
 
-def test_a_time_that_was_set_back_hides_no_change(own_models: Models, triune: Run, load: Any, tmp_path: Path) -> None:
+def test_a_time_that_was_set_back_hides_no_change(
+    own_models: Models, triune: Run, the_same_without: Callable[..., bool], tmp_path: Path
+) -> None:
     command = ("merge", *own_models.flags, "--method", "tsvm", "--quiet", "--no-gate")
-    kept = ("--cache", tmp_path / "cache")
-    assert triune(*command, *kept, tmp_path / "1").code == 0
+    assert triune(*command, "--cache", tmp_path / "cache", tmp_path / "1").code == 0
     expert = next((own_models.root / "honest").glob("*.safetensors"))
     before = expert.stat()
     save_file({name: tensor * 1.5 for name, tensor in load_file(expert).items()}, expert, {"format": "pt"})
     os.utime(expert, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert expert.stat().st_size == before.st_size
-    assert triune(*command, *kept, tmp_path / "2").code == triune(*command, tmp_path / "3").code == 0
-    cached, fresh = load(tmp_path / "2"), load(tmp_path / "3")
-    assert all(torch.equal(cached[name], fresh[name]) for name in fresh)
+    assert the_same_without(*command)
 
 
 def test_what_is_kept_is_not_fetched_from_the_disk(
@@ -180,11 +193,14 @@ def test_what_is_kept_is_not_fetched_from_the_disk(
 
 
 def test_an_input_that_changes_meanwhile(
-    own_models: Models, triune: Run, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_models: Models,
+    triune: Run,
+    the_same_without: Callable[..., bool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was decomposed before must not be found under the name of what there is now."""
     command = ("merge", *own_models.flags, "--method", "tsvm", "--quiet", "--no-gate", "--threads", "1")
-    kept = ("--cache", tmp_path / "cache")
     expert = next((own_models.root / "honest").glob("*.safetensors"))
     module = importlib.import_module("triune.methods._spectral")
     inner, changed = module.truncated_svd, {name: tensor * 1.5 for name, tensor in load_file(expert).items()}
@@ -197,11 +213,9 @@ def test_an_input_that_changes_meanwhile(
         return inner(*arguments)
 
     monkeypatch.setattr(module, "truncated_svd", changing)
-    assert triune(*command, *kept, tmp_path / "1").code == 0
+    assert triune(*command, "--cache", tmp_path / "cache", tmp_path / "1").code == 0
     assert not changed
-    assert triune(*command, *kept, tmp_path / "2").code == triune(*command, tmp_path / "3").code == 0
-    cached, fresh = load(tmp_path / "2"), load(tmp_path / "3")
-    assert all(torch.equal(cached[name], fresh[name]) for name in fresh)
+    assert the_same_without(*command)
 
 
 def test_a_cache_that_cannot_be_written_loses_nothing(
@@ -214,7 +228,8 @@ def test_a_cache_that_cannot_be_written_loses_nothing(
     def writing(path: Path, data: bytes) -> None:
         written.append(path)
         if len(written) == 3:
-            raise OSError(28, "No space left on device")
+            with whole_file(path):
+                raise OSError(28, "No space left on device")
         inner(path, data)
 
     monkeypatch.setattr(module, "write_bytes", writing)

@@ -89,11 +89,13 @@ FAULTS = {
     "bytes that are no UTF-8": Answer(content=b"\xff\xfe\xff"),
     "too slow": Answer("late", wait=30.0),
 }
+PATIENCE = {"too slow": 1.0}
+"""Seconds that a client waits for these."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_passing_fault_is_tried_again(fault: str) -> None:
-    outcome, asked = one(in_turn(FAULTS[fault], "fine"), timeout=1.0 if fault == "too slow" else 30.0)
+    outcome, asked = one(in_turn(FAULTS[fault], "fine"), timeout=PATIENCE.get(fault, 30.0))
     assert isinstance(outcome, Reply)
     assert outcome.text == "fine"
     assert len(asked) == 2
@@ -112,7 +114,7 @@ def test_a_passing_fault_is_tried_again(fault: str) -> None:
     ],
 )
 def test_a_fault_that_does_not_pass_is_told_after_all_tries(fault: str, words: str) -> None:
-    outcome, asked = one(in_turn(FAULTS[fault]), timeout=1.0 if fault == "too slow" else 30.0)
+    outcome, asked = one(in_turn(FAULTS[fault]), timeout=PATIENCE.get(fault, 30.0))
     assert isinstance(outcome, Problem)
     assert not outcome.lasting
     assert words in outcome.sentence

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from triune._lazy import torch
 from triune.checkpoint.remote import is_url
+from triune.engine.journal import in_the_way
 from triune.engine.plan import made_with, stamp
 from triune.errors import UserError
 from triune.output.atomic import write_bytes
@@ -76,10 +77,7 @@ class Kept:
         }
         text = json.dumps(told)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_bytes(path, save(tensors, {"triune": f"{_digest(text, tensors.values())} {text}"}))
-        except OSError as error:  # a full disk does not say which
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        write_bytes(path, save(tensors, {"triune": f"{_digest(text, tensors.values())} {text}"}))
 
 
 def own_folder(folder: Path | str, out: Path | str | None) -> Path:
@@ -94,12 +92,8 @@ def own_folder(folder: Path | str, out: Path | str | None) -> Path:
     if str(folder).startswith("demo:") or is_url(str(folder)):
         raise UserError(f"--cache {folder} is the name of a model. Name a folder of this machine.")
     found = Path(folder).absolute()  # other machines may start elsewhere
-    there = next(place for place in (found, *found.parents) if place.exists() or place.is_symlink())
-    if not there.is_dir():
-        kind = "a file" if there.exists() else "a link to nothing"
-        raise UserError(f"--cache {folder}: {there} is {kind}. Name a folder; it is made if it does not exist.")
-    if there != found and not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--cache {folder}: you may make no folder in {there}. Name another.")
+    if obstacle := in_the_way(found):
+        raise UserError(f"--cache {folder}: {obstacle}. Name a folder; it is made if it does not exist.")
     if out:
         ours, theirs = Path(os.path.realpath(found)), Path(os.path.realpath(out))
         if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):

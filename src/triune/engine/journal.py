@@ -105,11 +105,17 @@ def is_finished(plan: Plan, out: Path) -> bool:
     return (out / LOCK).exists() and read_json(out / LOCK).get("fingerprint") == plan.fingerprint
 
 
+def in_the_way(folder: Path) -> str | None:
+    """What stands where a folder is or should be made, in words; None if nothing does."""
+    there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    if there.is_dir():
+        return None
+    return f"{there} is {'a file' if there.exists() else 'a link to nothing'}"
+
+
 def refuse_occupied(out: Path) -> None:
     """Nothing is ever overwritten."""
-    there = next(place for place in (out, *out.parents) if place.exists() or place.is_symlink())
-    if not there.is_dir():
-        kind = "a file" if there.exists() else "a link to nothing"
-        raise UserError(f"The output {there} is {kind}. Name a folder that does not exist yet.")
+    if obstacle := in_the_way(out):
+        raise UserError(f"The output {obstacle}. Name a folder that does not exist yet.")
     if out.exists() and any(p.name != ".triune" for p in out.iterdir()):
         raise UserError(f"The output folder {out} is not empty, and nothing is overwritten. Name another or empty it.")

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open ``path`` for writing; it appears under its name only when the block ends without an error."""
+    """Open ``path`` for writing; it appears under its name only when the block ends without an error.
+
+    Raises:
+        OSError: with ``path`` where it had no name, as that of a full disk.
+    """
     # Beside the target, because a rename is atomic only within one file system. Not mkstemp: its files are private.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -24,6 +28,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # The new name itself survives a power cut only once the directory is flushed, too.
